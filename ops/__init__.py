@@ -1,0 +1,21 @@
+"""tinyllama's operations: what each one means. Formulas, shapes, costs and block formats; nothing is computed fast here."""
+from .activation import silu, swiglu
+from .attention import attention, attention_mix, attention_scores, causal_mask
+from .blocks import FORMATS, BlockFormat
+from .elementwise import add, mul
+from .embedding import embedding, get_rows
+from .graph import Graph, Node, Value, layer
+from .heads import merge_heads, split_heads
+from .kv_cache import kv_write
+from .matmul import add_bias, matmul
+from .norm import rmsnorm
+from .op import OPS, Cost, Op, Operand, op
+from .rope import rope
+from .softmax import softmax
+from .tensor import Tensor, dense
+
+__all__ = [
+    "FORMATS", "OPS", "BlockFormat", "Cost", "Graph", "Node", "Op", "Operand", "Tensor", "Value",
+    "add", "add_bias", "attention", "attention_mix", "attention_scores", "causal_mask", "dense", "embedding", "get_rows",
+    "kv_write", "layer", "matmul", "merge_heads", "mul", "op", "rmsnorm", "rope", "silu", "softmax", "split_heads", "swiglu",
+]

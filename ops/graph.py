@@ -1,0 +1,122 @@
+"""A graph is ops applied to values: what a model's equations leave behind when they are called on Values instead of arrays.
+
+    graph = Graph()
+    x = graph.leaf("x", ("T", 4))          # "T": a size known only when a step runs
+    w = graph.leaf("w", (8, 4))
+    with layer(0):
+        y = matmul(x, w, name="ffn_up")    # one Node, which makes the Value ffn_up-0 of shape [T, 8]
+    graph.outputs = [y]
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .op import Op
+
+Dim = int | str  # a number, or the name of a size that a step decides: T tokens in it, S positions in sight, U rows out
+Shape = tuple[Dim, ...]
+
+_layer: ContextVar[int | None] = ContextVar("layer", default=None)
+
+
+@contextmanager
+def layer(index: int) -> Iterator[None]:
+    """Ops called inside belong to this layer; their values are named after it, `attn_norm` becoming `attn_norm-3`."""
+    token = _layer.set(index)
+    try:
+        yield
+    finally:
+        _layer.reset(token)
+
+
+@dataclass(eq=False)
+class Value:
+    """An edge of the graph: a leaf (an input of the step, a weight, a cache) or what a node makes."""
+
+    graph: Graph
+    name: str
+    shape: Shape
+    dtype: str = "float"  # "float": whatever float the graph computes in; "int"; "weight": float or quantised blocks
+
+    def __add__(self, other: Value) -> Value:
+        return self._apply("add", other)
+
+    def __mul__(self, other: Value) -> Value:
+        return self._apply("mul", other)
+
+    def _apply(self, op_name: str, other: Value) -> Value:
+        from .op import OPS
+
+        result: Value = OPS[op_name](self, other)
+        return result
+
+    def __repr__(self) -> str:
+        return f"{self.name}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(eq=False)
+class Node:
+    """One op applied: operands in the order of its signature, attributes, the value it makes, the layer it belongs to."""
+
+    op: Op
+    inputs: tuple[Value, ...]
+    attrs: dict[str, Any]
+    output: Value
+    layer: int | None = None  # None: before the first layer, or after the last
+
+
+@dataclass(eq=False)
+class Graph:
+    leaves: dict[str, Value] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)  # in the order of execution
+    outputs: list[Value] = field(default_factory=list)  # what a step hands back
+    checked: bool = True  # False for the pattern of a fused op, which has no shapes to check
+    _names: set[str] = field(default_factory=set)
+
+    def leaf(self, name: str, shape: Sequence[Dim], dtype: str = "float") -> Value:
+        """The leaf of that name, made at the first call."""
+        if name not in self.leaves:
+            self._names.add(name)
+            self.leaves[name] = Value(self, name, tuple(shape), dtype)
+        return self.leaves[name]
+
+    def append(self, op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any], name: str) -> Value:
+        """Record `op` applied to `inputs`; ShapeError if they do not fit."""
+        shape = op.infer([v.shape for v in inputs], attrs) if self.checked else ()
+        output = Value(self, self._unique(name or op.name), shape)
+        self.nodes.append(Node(op, inputs, attrs, output, _layer.get()))
+        return output
+
+    def part(self, nodes: list[Node]) -> Graph:
+        """The graph of just these nodes: what they need from outside becomes leaves, what others need of them outputs."""
+        made = {n.output for n in nodes}
+        leaves = {v.name: v for n in nodes for v in n.inputs if v not in made}
+        inside = set(nodes)
+        wanted = {v for n in self.nodes if n not in inside for v in n.inputs} | set(self.outputs)
+        return Graph(leaves, nodes, [n.output for n in nodes if n.output in wanted], self.checked)
+
+    def _unique(self, name: str) -> str:
+        if (index := _layer.get()) is not None:
+            name = f"{name}-{index}"
+        taken, count = name, 1
+        while taken in self._names:
+            count += 1
+            taken = f"{name}.{count}"
+        self._names.add(taken)
+        return taken
+
+    def __str__(self) -> str:
+        return "\n".join(table(self.nodes))
+
+
+def table(nodes: Iterable[Node]) -> Iterator[str]:
+    """The nodes as lines of text: name, shape, and the call that makes it."""
+    for n in nodes:
+        attrs = [f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in n.attrs.items()]
+        call = f"{n.op.name}({', '.join([*(v.name for v in n.inputs), *attrs])})"
+        yield f"{n.output.name:<20} {'[' + ', '.join(map(str, n.output.shape)) + ']':<16} = {call}"

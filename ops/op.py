@@ -1,0 +1,178 @@
+"""What an operation is: a signature and a formula.
+
+    @op("x[T, n], weight:weight[m, n] -> y[T, m]", flops="2*T*m*n")
+    def matmul(x, weight):
+        \"\"\"y = x @ weight.T\"\"\"
+        return x @ dense(weight, x.dtype).T
+
+Called on arrays, an op computes its formula. Called on Values, it records a Node. So a model written with ops runs line by
+line in a debugger, and the very same lines build the graph that a backend executes.
+
+The signature is the one description of an op. Equal letters are equal sizes; `tokens:int[T]` holds integers; `w:weight[m, n]`
+may lie in quantised blocks; `cache![C, k, d]` is written, and no other operand may change. A size of the output may be an
+expression (`y[T, h*d]`), an attribute, or a new letter, which then stays symbolic. An output has the dtype of the first float
+operand. From the signature come shape inference and its errors, the table in the docs, and the cases that tests draw.
+"""
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any
+
+from .errors import ShapeError
+from .graph import Dim, Shape, Value
+
+OPS: dict[str, Op] = {}  # every op by its name
+
+Formula = Callable[..., Any]
+_OPERAND = re.compile(r"(?P<name>\w+)(?P<written>!?)(?::(?P<dtype>\w+))?\[(?P<dims>[^\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """`x[T, n]`: name and sizes; `tokens:int[T]`: with a dtype; `cache![C, k, d]`: written by the op."""
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str  # "float", "int" or "weight"
+    written: bool
+
+    def __str__(self) -> str:
+        dtype = "" if self.dtype == "float" else f":{self.dtype}"
+        return f"{self.name}{'!' if self.written else ''}{dtype}[{', '.join(self.dims)}]"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one application needs at least: floating-point operations, and bytes moved to and from memory."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    name: str
+    inputs: tuple[Operand, ...]
+    output: Operand
+    formula: Formula  # numpy, dtype-generic: in float64 it is the truth for every backend
+    attrs: tuple[str, ...]  # the formula's keyword-only parameters
+    where: CodeType | None  # what equal letters cannot say, such as h % k == 0
+    where_text: str
+    flops: CodeType  # an expression in the sizes
+    touches: Mapping[str, CodeType]  # operand -> the fraction of its bytes that is read or written, where not all
+    view: bool  # the output is the input's memory seen with another shape: nothing is computed or moved
+    fused: bool  # the formula is made of other ops
+
+    @property
+    def signature(self) -> str:
+        return f"{', '.join(map(str, self.inputs))} -> {self.output}"
+
+    def __call__(self, *operands: Any, name: str = "", **attrs: Any) -> Any:
+        graph = next((x.graph for x in operands if isinstance(x, Value)), None)
+        return graph.append(self, operands, attrs, name) if graph is not None else self.formula(*operands, **attrs)
+
+    def infer(self, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> Shape:
+        """Shape of the output. ShapeError names the op, the operand and both shapes."""
+        self._check_call(len(shapes), attrs)
+        sizes = self.sizes(shapes, attrs)
+        known = {k: v for k, v in sizes.items() if isinstance(v, int)}
+        if self.where is not None and _knows(self.where, known) and not eval(self.where, {}, known):
+            told = ", ".join(f"{k}={known[k]}" for k in self.where.co_names)
+            raise ShapeError(f"{self.name}: needs {self.where_text}, but {told}")
+        return tuple(_size(dim, sizes, known) for dim in self.output.dims)
+
+    def sizes(self, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> dict[str, Dim]:
+        """The size of every letter of the signature, given the operands' shapes."""
+        sizes: dict[str, Dim] = {k: v for k, v in attrs.items() if isinstance(v, int)}
+        for operand, shape in zip(self.inputs, shapes, strict=True):
+            if len(shape) != len(operand.dims) or any(
+                sizes.setdefault(dim, size) != size for dim, size in zip(operand.dims, shape, strict=True)
+            ):
+                wanted = ", ".join(f"{d}={sizes[d]}" if d in sizes else d for d in operand.dims)
+                found = ", ".join(map(str, shape))
+                raise ShapeError(f"{self.name}: {operand.name} has shape [{found}], expected [{wanted}]")
+        return sizes
+
+    def cost(self, operands: Sequence[Any], output: Any, attrs: Mapping[str, Any]) -> Cost:
+        """FLOPs and bytes of one application to these arrays (anything with .shape and .nbytes)."""
+        if self.view:
+            return Cost(0.0, 0.0)
+        sizes = self.sizes([x.shape for x in operands], attrs)
+        sizes |= {dim: size for dim, size in zip(self.output.dims, output.shape, strict=True) if dim.isidentifier()}
+        moved = 0.0
+        for operand, array in [*zip(self.inputs, operands, strict=True), (self.output, output)]:
+            fraction = self.touches.get(operand.name)
+            moved += array.nbytes * (1.0 if fraction is None else eval(fraction, {}, sizes))
+        return Cost(float(eval(self.flops, {}, sizes)), moved)
+
+    def _check_call(self, n_operands: int, attrs: Mapping[str, Any]) -> None:
+        if n_operands != len(self.inputs):
+            raise ShapeError(f"{self.name}: takes {len(self.inputs)} operands ({self.signature}), got {n_operands}")
+        if unknown := set(attrs) - set(self.attrs):
+            raise ShapeError(f"{self.name}: has no attribute {', '.join(sorted(unknown))}; it knows {list(self.attrs)}")
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}: {self.signature}>"
+
+
+def op(
+    signature: str,
+    *,
+    flops: str = "0",
+    where: str = "",
+    touches: Mapping[str, str] | None = None,
+    view: bool = False,
+    fused: bool = False,
+) -> Callable[[Formula], Op]:
+    """Declare an op: `@op("x[T, n], weight[m, n] -> y[T, m]", flops="2*T*m*n")` above its formula."""
+    left, _, right = signature.partition("->")
+    inputs, (output,) = _operands(left), _operands(right)
+
+    def declare(formula: Formula) -> Op:
+        attrs = [p.name for p in inspect.signature(formula).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        made = Op(
+            name=formula.__name__,
+            inputs=inputs,
+            output=output,
+            formula=formula,
+            attrs=tuple(attrs),
+            where=compile(where, signature, "eval") if where else None,
+            where_text=where,
+            flops=compile(flops, signature, "eval"),
+            touches={name: compile(text, signature, "eval") for name, text in (touches or {}).items()},
+            view=view,
+            fused=fused,
+        )
+        object.__setattr__(made, "__doc__", formula.__doc__)
+        OPS[made.name] = made
+        return made
+
+    return declare
+
+
+def _operands(text: str) -> tuple[Operand, ...]:
+    return tuple(
+        Operand(
+            name=m["name"],
+            dims=tuple(d.strip() for d in m["dims"].split(",")),
+            dtype=m["dtype"] or "float",
+            written=bool(m["written"]),
+        )
+        for m in _OPERAND.finditer(text)
+    )
+
+
+def _knows(expression: CodeType, sizes: Mapping[str, int]) -> bool:
+    return all(name in sizes for name in expression.co_names)
+
+
+def _size(dim: str, sizes: Mapping[str, Dim], known: Mapping[str, int]) -> Dim:
+    """A letter's size; an expression's value, or its text while a letter in it is symbolic."""
+    if dim.isidentifier():
+        return sizes.get(dim, dim)
+    expression = compile(dim, dim, "eval")
+    return int(eval(expression, {}, dict(known))) if _knows(expression, known) else dim

@@ -1,0 +1,43 @@
+"""A tensor as it lies in a file: rows of blocks, floats or quantised, seen through a view that reads nothing until touched."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .blocks import BlockFormat
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """`shape` is numpy's: the last axis is contiguous and cut into blocks. `data` holds uint8[n_rows, bytes per row]."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: BlockFormat
+    data: NDArray[np.uint8]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as stored."""
+        return self.data.nbytes
+
+    @property
+    def n_params(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def dequantize(self, rows: Any = slice(None)) -> NDArray[np.float32]:
+        """float32[..., n]: the whole tensor, or the given rows (a slice or an index array) of a matrix."""
+        data = self.data[rows]
+        values = self.format.dequantize(data.reshape(-1, self.format.block_bytes))
+        if isinstance(rows, slice) and rows == slice(None):
+            return values.reshape(self.shape)
+        return values.reshape(len(data), self.shape[-1])
+
+
+def dense(weight: Tensor | NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """The weight as a plain array of `dtype`, whichever way it is stored."""
+    values = weight.dequantize() if isinstance(weight, Tensor) else weight
+    return values.astype(dtype, copy=False)
