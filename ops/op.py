@@ -89,10 +89,11 @@ class Op:
         """The size of every letter of the signature, given the operands' shapes."""
         sizes: dict[str, Dim] = {k: v for k, v in attrs.items() if isinstance(v, int)}
         for operand, shape in zip(self.inputs, shapes, strict=True):
+            before = dict(sizes)
             if len(shape) != len(operand.dims) or any(
                 sizes.setdefault(dim, size) != size for dim, size in zip(operand.dims, shape, strict=True)
             ):
-                wanted = ", ".join(f"{d}={sizes[d]}" if d in sizes else d for d in operand.dims)
+                wanted = ", ".join(f"{d}={before[d]}" if d in before else d for d in operand.dims)
                 found = ", ".join(map(str, shape))
                 raise ShapeError(f"{self.name}: {operand.name} has shape [{found}], expected [{wanted}]")
         return sizes

@@ -1,0 +1,251 @@
+"""The contract: what a backend is.
+
+A backend says where arrays live (allocate, upload, download, overwrite), and how ops are computed (methods marked with
+`@kernel`). Everything else has a default. The smallest backend that works is a class with nothing in it: the base class
+computes every op by its formula, in numpy, on the host.
+
+    class Mine(Backend):
+        name = "mine"
+
+        @kernel(ops.silu)
+        def silu(self, x):                    # the op's own operands and attributes, as this backend's buffers
+            return my_library.silu(x)
+
+What a backend has no kernel for is found in this order:
+1. its own kernel;
+2. for a fused op, the ops it is made of: fusion only ever puts in the fused ops that have a kernel;
+3. the op's formula on the host: operands downloaded, result uploaded. It is counted in `Plan.on_host`, never silent.
+
+A graph is prepared once, by `compile`, and run often. The default plan is a loop over kernels; a device overrides `compile`
+to bind its arguments once, to plan its buffers by lifetime, or to capture the launches.
+"""
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ops.fusion import fuse
+from ops.graph import Graph, Node, Value
+from ops.op import OPS, Op
+from ops.tensor import Tensor
+
+Buffer = Any  # an array where the backend computes; numpy's on the host
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def kernel(op: Op) -> Callable[[Method], Method]:
+    """Mark a method as the kernel of an op: same operands, same attributes."""
+
+    def mark(method: Method) -> Method:
+        method.op = op  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask of a backend; each takes what concerns it."""
+
+    n_threads: int | None = None  # None: as many as this process may use
+    weights_memory: int | None = None  # bytes for weights kept in another form than the file's; None: what is free
+    fuse: bool = True  # False: run the primitive ops one by one, so that a trace shows every value
+
+
+def usable_cpus() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Event:
+    """One op has run: what an observer of a step is told."""
+
+    node: Node
+    operands: list[Buffer]
+    output: Buffer
+    seconds: float
+    backend: Backend
+    on_host: bool  # True: computed by its formula on the host, for want of a kernel
+
+
+Observer = Callable[[Event], None]
+
+
+class Plan(Protocol):
+    """A graph prepared for a backend. `on_host`: the ops without a kernel, and how many nodes of each."""
+
+    on_host: Counter[str]
+
+    def rebind(self, name: str, buffer: Buffer) -> None:
+        """From now on the leaf of this name is another buffer: a cache that has grown."""
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
+        """One step: arrays for the leaves that were not bound; returns the graph's outputs."""
+
+
+class Backend:
+    """Buffers are plain numpy arrays here; a device overrides the first group of methods together."""
+
+    name: ClassVar[str] = "reference"
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or Options()
+        methods = (getattr(self, attribute) for attribute in dir(type(self)))
+        self.kernels: dict[str, Callable[..., Buffer]] = {m.op.name: m for m in methods if hasattr(m, "op")}
+
+    @property
+    def n_threads(self) -> int:
+        return self.options.n_threads or usable_cpus()
+
+    # Where arrays live
+
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
+        """A buffer of zeros, for a cache."""
+        return np.zeros(shape, dtype)
+
+    def upload(self, array: NDArray[Any]) -> Buffer:
+        return array
+
+    def download(self, buffer: Buffer) -> NDArray[Any]:
+        """The buffer as a numpy array, possibly the same memory."""
+        host: NDArray[Any] = buffer
+        return host
+
+    def overwrite(self, buffer: Buffer, array: NDArray[Any]) -> None:
+        """buffer[:len(array)] = array"""
+        if array is not buffer:
+            buffer[: len(array)] = array
+
+    def weight(self, tensor: Tensor) -> Buffer:
+        """A weight as the kernels of matmul and embedding take it: quantised still, if they can multiply it so."""
+        return tensor
+
+    # What may stay as it is
+
+    def enlarge(self, buffer: Buffer, rows: int) -> Buffer:
+        """A buffer with more rows, the old ones kept, the new ones zero."""
+        old = self.download(buffer)
+        new = self.allocate((rows, *old.shape[1:]), old.dtype)
+        self.overwrite(new, old)
+        return new
+
+    def warm_up(self, weights: Iterable[Buffer]) -> None:
+        """Do now what the first step would do with these weights: read, convert, compile."""
+
+    def synchronize(self) -> None:
+        """Wait until all that was launched has finished."""
+
+    def describe(self) -> str:
+        """One line for the load summary: what this backend runs on."""
+        return "numpy, formula by formula"
+
+    def compile(self, graph: Graph, leaves: Mapping[str, Tensor | Buffer]) -> Plan:
+        """Prepare a graph. `leaves` are bound for good: weights as Tensors, constants and caches as buffers."""
+        return LoopPlan(self, graph, leaves)
+
+    def fused(self, graph: Graph) -> Graph:
+        """The graph as this backend runs it: with every fused op that it has a kernel for."""
+        has = [op for op in OPS.values() if op.fused and op.name in self.kernels]
+        return fuse(graph, has) if self.options.fuse else graph
+
+    def on_host(self, op: Op) -> Callable[..., Buffer]:
+        """The op's formula as a kernel: operands downloaded, what it wrote written back, the result uploaded."""
+
+        def run(*operands: Buffer, **attrs: Any) -> Buffer:
+            arrays = [x if isinstance(x, Tensor) else self.download(x) for x in operands]
+            result = op.formula(*arrays, **attrs)
+            for operand, buffer, array in zip(op.inputs, operands, arrays, strict=True):
+                if operand.written:
+                    self.overwrite(buffer, array)
+            return self.upload(result)
+
+        return run
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A node ready to run. Values are numbered; `done` are those that nobody needs after this node."""
+
+    run: Callable[..., Buffer]
+    operands: tuple[int, ...]
+    attrs: dict[str, Any]
+    result: int
+    done: tuple[int, ...]
+    node: Node
+    on_host: bool
+
+
+class LoopPlan:
+    """The plain plan: one kernel after the other."""
+
+    def __init__(self, backend: Backend, graph: Graph, leaves: Mapping[str, Tensor | Buffer]) -> None:
+        graph = backend.fused(graph)
+        self._backend = backend
+        self._slot: dict[Value, int] = {}
+        for value in [*graph.leaves.values(), *(n.output for n in graph.nodes)]:
+            self._slot.setdefault(value, len(self._slot))
+        self._slot_of_leaf = {name: self._slot[value] for name, value in graph.leaves.items()}
+        self._outputs = [self._slot[v] for v in graph.outputs]
+        self._program = self._instructions(graph)
+        self._bound: list[Buffer] = [None] * len(self._slot)
+        for name, value in graph.leaves.items():
+            if name in leaves:
+                self._bound[self._slot[value]] = self._bind(graph, value, leaves[name])
+        self.on_host = Counter(i.node.op.name for i in self._program if i.on_host)
+
+    def _instructions(self, graph: Graph) -> list[Instruction]:
+        kernels = self._backend.kernels
+        last_use = {v: n for n in graph.nodes for v in n.inputs}
+        keep = set(graph.outputs) | set(graph.leaves.values())
+        return [
+            Instruction(
+                run=kernels.get(n.op.name) or self._backend.on_host(n.op),
+                operands=tuple(self._slot[v] for v in n.inputs),
+                attrs=n.attrs,
+                result=self._slot[n.output],
+                done=tuple(self._slot[v] for v in set(n.inputs) - keep if last_use[v] is n),
+                node=n,
+                on_host=n.op.name not in kernels,
+            )
+            for n in graph.nodes
+        ]
+
+    def _bind(self, graph: Graph, value: Value, leaf: Tensor | Buffer) -> Buffer:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if value.dtype != "weight":
+            return self._backend.upload(leaf.dequantize())
+        users = [i for i in self._program if self._slot[value] in i.operands]
+        return leaf if all(i.on_host for i in users) else self._backend.weight(leaf)
+
+    def rebind(self, name: str, buffer: Buffer) -> None:
+        self._bound[self._slot_of_leaf[name]] = buffer
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
+        values = self._bound.copy()
+        for name, array in inputs.items():
+            values[self._slot_of_leaf[name]] = self._backend.upload(array)
+        for i in self._program:
+            operands = [values[slot] for slot in i.operands]
+            if observe is None:
+                values[i.result] = i.run(*operands, **i.attrs)
+            else:
+                values[i.result] = self._observed(i, operands, observe)
+            for slot in i.done:  # memory that is still warm in the cache serves the next node
+                values[slot] = None
+        return [values[slot] for slot in self._outputs]
+
+    def _observed(self, i: Instruction, operands: list[Buffer], observe: Observer) -> Buffer:
+        began = perf_counter()
+        output = i.run(*operands, **i.attrs)
+        self._backend.synchronize()
+        observe(Event(i.node, operands, output, perf_counter() - began, self._backend, i.on_host))
+        return output

@@ -1,0 +1,32 @@
+"""Backends by name: those of installed packages (entry point group `tinyllama.backends`), or `module:Class`."""
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+
+from ops.errors import BackendError
+
+from .base import Backend, Options
+
+GROUP = "tinyllama.backends"
+OURS = {"numpy": "backends.numpy:Numpy", "reference": "backends.base:Backend"}
+
+
+def known_backends() -> dict[str, str]:
+    """name -> module:Class of every backend that can be named here."""
+    return {**OURS, **{e.name: e.value for e in entry_points(group=GROUP)}}
+
+
+def get_backend(name: str, options: Options | None = None) -> Backend:
+    """The backend of that name, ready to use. BackendError if it is unknown, cannot be imported or is no backend."""
+    known = known_backends()
+    module, colon, attribute = known.get(name, name).partition(":")
+    if not colon or not module or not attribute:
+        raise BackendError(f"unknown backend '{name}': known are {', '.join(sorted(known))}, or give module:Class")
+    try:
+        made = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise BackendError(f"backend '{name}' cannot be loaded from {module}:{attribute}: {error}") from error
+    if not (isinstance(made, type) and issubclass(made, Backend)):
+        raise BackendError(f"backend '{name}': {module}:{attribute} is not a subclass of backends.base.Backend")
+    return made(options)

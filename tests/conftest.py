@@ -1,0 +1,18 @@
+"""What several test files share: the real model."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ops.errors import FetchError
+from tinyllama.models import find
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in Q4_1, fetched as the product fetches it: once, then from the cache folder."""
+    try:
+        return find("smollm2")
+    except FetchError as error:
+        pytest.skip(f"needs the model smollm2: {error}")

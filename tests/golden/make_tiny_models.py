@@ -1,0 +1,273 @@
+"""Tiny LLaMA-family models with random weights, and the logits that PyTorch computes from them.
+
+    pip install torch transformers gguf
+    python tests/golden/make_tiny_models.py        # rewrites tests/data/tiny, byte for byte the same
+
+NAME.gguf is written by the `gguf` package, NAME.npz holds what `transformers` makes of the same weights: neither is
+this project's code. Weights and words are made here, so the files are under this project's licence (MIT).
+
+NAME.npz, for i from 0 to 3:
+
+    prompt_i    int32[T]
+    logits_i    float32[T, n_vocab]     at every position
+    greedy      int32[24]               what follows prompt_2 when the most likely token is always taken,
+    greedy_gap  float32[24]             and by how much the logit of each beat the second
+
+The model runs in float64 (`.double()`), the result is rounded to float32. transformers computes the mean square of
+RMSNorm and the angles of rope in float32, whatever the model's dtype: that leaves about 1e-6 of the largest logit.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Q
+from numpy.typing import NDArray
+from tiny_vocabularies import byte_pair_vocabulary, sentencepiece_vocabulary
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+TARGET = Path(__file__).parent.parent / "data" / "tiny"
+PROMPT_LENGTHS = (1, 6, 17, 48)
+
+# Offset in a block of its float16 scales, and values for them that give weights of some +-0.1 with no mean.
+# ggml-common.h: block_q6_K ends with d; block_q4_K begins with d and dmin, w = d * scale * q - dmin * minimum.
+RANDOM_BLOCKS = {Q.Q6_K: {208: 4e-5}, Q.Q4_K: {0: 3e-4, 2: 2.2e-3}}
+
+
+@dataclass
+class Variant:
+    """`config`: what differs from BASE; `types`: how matrices are stored, the first whose key is part of the name."""
+
+    config: dict[str, Any]
+    types: dict[str, Q]
+    arch: str = "llama"
+
+
+# What all have in common, unless they say otherwise. An eps so large that another one shows.
+BASE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-3,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    "tie_word_embeddings": True,
+}
+VARIANTS = {
+    "llama-mha": Variant({"num_key_value_heads": 4, "tie_word_embeddings": False}, {"": Q.F16}),
+    "llama-gqa-tied": Variant(
+        {"hidden_size": 48, "num_attention_heads": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}},
+        {"attn": Q.F32, "": Q.F16},
+    ),
+    "llama-bias": Variant({"attention_bias": True}, {"": Q.F32}),
+    "llama-linear": Variant(
+        {
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+        },
+        {"": Q.BF16},
+    ),
+    "llama-llama3": Variant(
+        {
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": False,
+            # Wavelengths of this base and head size 16: 6, 15, 35, 84 ... 2650 positions. Those below 32/4 stay, those
+            # above 32 become 8 times as long, the one between something between: 48 positions see the difference.
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+        {"": Q.F16},
+    ),
+    "llama-head-dim": Variant({"head_dim": 16}, {"": Q.F32}),
+    "llama-q": Variant(
+        {"hidden_size": 64, "intermediate_size": 256, "rms_norm_eps": 1e-2, "tie_word_embeddings": False},
+        {
+            "token_embd": Q.Q8_0,
+            "attn_q": Q.Q4_0,
+            "attn_k": Q.Q8_0,
+            "attn_v": Q.Q5_0,
+            "attn_output": Q.Q4_1,
+            "ffn_gate": Q.Q4_0,
+            "ffn_up": Q.Q8_0,
+            "blk.0.ffn_down": Q.Q6_K,
+            "blk.1.ffn_down": Q.Q4_K,
+            "output": Q.Q5_1,
+        },
+    ),
+    "qwen2": Variant({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {"": Q.F32}, arch="qwen2"),
+}
+
+
+def new_model(variant: Variant, n_vocab: int) -> PreTrainedModel:
+    arguments = {**BASE, **variant.config, "vocab_size": n_vocab, "attn_implementation": "sdpa"}
+    if variant.arch == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**arguments)).eval()
+    return LlamaForCausalLM(LlamaConfig(**arguments)).eval()
+
+
+def random_weight(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Scaled so that logits spread over some +-8 and a query's scores over some +-4: attention looks somewhere."""
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    if "norm" in name:
+        return np.float32(1) + np.float32(0.3) * noise
+    if "embed" in name:
+        return np.float32(0.4) * noise
+    if name.endswith("bias"):
+        return np.float32(0.5) * noise
+    gain = {"q_proj": 1.5, "k_proj": 1.5, "lm_head": 2.5}.get(name.split(".")[-2], 1.0)
+    return noise * np.float32(gain / np.sqrt(shape[-1]))
+
+
+def interleave(weight: NDArray[Any], n_head: int) -> NDArray[Any]:
+    """Rows of a q or k projection (or its bias) from transformers' order to that of GGUF's architecture "llama".
+
+    rope turns pairs of a head's components. transformers pairs component i with i + d/2 (NeoX), llama.cpp pairs 2i
+    with 2i + 1 as Meta did, and its converter (`LlamaModel.permute` in conversion/llama.py) reorders the rows so that
+    both mean the same pairs: row i goes to 2i, row i + d/2 to 2i + 1. q and k move alike: their dot products stay.
+    """
+    halves = weight.reshape(n_head, 2, len(weight) // n_head // 2, *weight.shape[1:])
+    return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+def uninterleave(weight: NDArray[Any], n_head: int) -> NDArray[Any]:
+    pairs = weight.reshape(n_head, len(weight) // n_head // 2, 2, *weight.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weight.shape)
+
+
+def stored(weight: NDArray[np.float32], qtype: Q, rng: np.random.Generator) -> NDArray[Any]:
+    """The weight as the file holds it. `gguf` cannot quantise to Q4_K and Q6_K: their blocks themselves are random."""
+    if qtype not in RANDOM_BLOCKS:
+        return gguf.quantize(weight, qtype)
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[qtype]
+    blocks = rng.integers(0, 256, (weight.size // block_size, block_bytes), dtype=np.uint8)
+    for offset, scale in RANDOM_BLOCKS[qtype].items():
+        blocks[:, offset : offset + 2] = np.array([scale], "<f2").view(np.uint8)
+    return blocks.reshape(len(weight), -1)
+
+
+def convert(model: PreTrainedModel, variant: Variant, rng: np.random.Generator) -> dict[str, tuple[NDArray[Any], Q]]:
+    """Give the model random weights; return them as GGUF stores them. The model keeps what is read back from that."""
+    config = model.config
+    n_heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[variant.arch.upper()], config.num_hidden_layers)
+    tensors: dict[str, tuple[NDArray[Any], Q]] = {}
+    state = {}
+    for hf_name, parameter in model.named_parameters():  # a tied output projection is not listed a second time
+        name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+        assert name is not None
+        weight = random_weight(hf_name, tuple(parameter.shape), rng)
+        n_head = n_heads.get(hf_name.split(".")[-2]) if variant.arch == "llama" else None
+        if n_head is not None:
+            weight = interleave(weight, n_head)
+        qtype = Q.F32 if weight.ndim == 1 else next(t for part, t in variant.types.items() if part in name)
+        data = stored(weight, qtype, rng)
+        tensors[name] = data, qtype
+        weight = gguf.dequantize(data, qtype)
+        state[hf_name] = torch.from_numpy(weight if n_head is None else uninterleave(weight, n_head))
+    model.load_state_dict(state, strict=False)
+    model.tie_weights()
+    if config.rope_parameters["rope_type"] == "llama3":
+        # What each frequency is divided by; the converter writes the same numbers (generate_extra_tensors in
+        # conversion/llama.py), here they come from transformers' own frequencies with and without the scaling.
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config)
+        plain, _ = model.model.rotary_emb.compute_default_rope_parameters(config)
+        tensors["rope_freqs.weight"] = (plain / scaled).numpy(), Q.F32
+    return tensors
+
+
+def write_gguf(
+    path: Path, variant: Variant, config: Any, vocabulary: dict[str, Any], tensors: dict[str, tuple[NDArray[Any], Q]]
+) -> None:
+    writer = gguf.GGUFWriter(path, variant.arch)
+    writer.add_name(path.stem)
+    writer.add_description("Random weights, made by tests/golden/make_tiny_models.py")
+    writer.add_license("MIT")
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if variant.arch == "llama":
+        writer.add_rope_dimension_count(config.head_dim)
+    if "head_dim" in variant.config:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    if config.rope_parameters["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+    writer.add_tokenizer_model(vocabulary["model"])
+    writer.add_tokenizer_pre(vocabulary.get("pre", "default"))
+    writer.add_token_list(vocabulary["tokens"])
+    writer.add_token_types(vocabulary["types"])
+    if "scores" in vocabulary:
+        writer.add_token_scores(vocabulary["scores"])
+    if "merges" in vocabulary:
+        writer.add_token_merges(vocabulary["merges"])
+    writer.add_bos_token_id(vocabulary["bos"])
+    writer.add_eos_token_id(vocabulary["eos"])
+    writer.add_add_bos_token(vocabulary["add_bos"])
+    for name, (data, qtype) in tensors.items():
+        writer.add_tensor(name, data, raw_dtype=qtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@torch.inference_mode()
+def golden(model: PreTrainedModel, vocabulary: dict[str, Any], rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    def logits(tokens: NDArray[np.int32]) -> NDArray[np.float64]:
+        return model(torch.from_numpy(tokens)[None].long(), use_cache=False).logits[0].numpy()
+
+    arrays: dict[str, NDArray[Any]] = {}
+    for i, length in enumerate(PROMPT_LENGTHS):
+        prompt = rng.integers(3, len(vocabulary["tokens"]), length).astype(np.int32)
+        prompt[0] = vocabulary["bos"]
+        arrays[f"prompt_{i}"], arrays[f"logits_{i}"] = prompt, logits(prompt).astype(np.float32)
+    sequence, gaps = arrays["prompt_2"], []
+    for _ in range(24):
+        last = logits(sequence)[-1]
+        second, best = np.argsort(last)[-2:]
+        gaps.append(last[best] - last[second])
+        sequence = np.append(sequence, np.int32(best))
+    return arrays | {"greedy": sequence[-24:], "greedy_gap": np.array(gaps, np.float32)}
+
+
+def main() -> None:
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for seed, (name, variant) in enumerate(VARIANTS.items()):
+        rng = np.random.default_rng(seed)
+        vocabulary = byte_pair_vocabulary() if variant.arch == "qwen2" else sentencepiece_vocabulary()
+        model = new_model(variant, len(vocabulary["tokens"]))
+        tensors = convert(model, variant, rng)
+        write_gguf(TARGET / f"{name}.gguf", variant, model.config, vocabulary, tensors)
+        np.savez(TARGET / f"{name}.npz", **golden(model.double(), vocabulary, rng))
+        print(name, (TARGET / f"{name}.gguf").stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    main()

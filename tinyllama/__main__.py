@@ -1,0 +1,6 @@
+"""`python -m tinyllama` is the command `tinyllama`."""
+import sys
+
+from .cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The command line: a file parses, calls the public API and prints; no logic lives here."""

@@ -1,0 +1,208 @@
+"""Flags that several commands share. Names and defaults are llama.cpp's."""
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ops.errors import OptionError
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..sampling import Sampling
+
+DEFAULT_MODEL = "smollm2"
+DEFAULT_PROMPT = "Once upon a time"
+
+
+def integer(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """A type for argparse: a whole number in a range."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+        if not low <= value <= high:
+            upper = "" if high == math.inf else f" and at most {high}"
+            raise argparse.ArgumentTypeError(f"{value} is out of range: it must be at least {low}{upper}")
+        return value
+
+    return parse
+
+
+def number(text: str) -> float:
+    """A type for argparse: a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def memory_size(text: str) -> int:
+    """A type for argparse: bytes, as 6G, 512M, 100K or a plain number."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    digits = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = units.get(digits[-1:], 1)
+    value = number(digits[:-1] if unit > 1 else digits) * unit
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return int(value)
+
+
+def layer_count(text: str) -> int | None:
+    """A type for argparse: -ngl takes a number, `all` or `auto`."""
+    return {"all": 1 << 30, "auto": None}[text] if text in ("all", "auto") else integer(-1)(text)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, how much context, and where it is computed."""
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add("-m", "--model", default=DEFAULT_MODEL, metavar="MODEL",
+        help="a name (smollm2), a path, or hf:OWNER/REPO/FILE.gguf (default: %(default)s)")  # fmt: skip
+    add("-c", "--ctx-size", type=integer(0), default=0, metavar="N", help="places of the context; 0: the model's own (default)")
+    add("-b", "--batch-size", type=integer(1), default=512, metavar="N", help="prompt tokens computed at once (default: 512)")
+    add("-t", "--threads", type=integer(1, 1024), default=None, metavar="N", help="threads (default: all cores)")
+    add_placement_arguments(parser)
+
+
+def add_placement_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which backend computes, from what memory."""
+    add = parser.add_argument_group("backend").add_argument
+    add("-ngl", "--n-gpu-layers", "--gpu-layers", type=layer_count, default=None, metavar="N",
+        help="layers on the backend's device; no effect on numpy, which has none")  # fmt: skip
+    add("--backend", default="numpy", metavar="NAME", help="numpy, an installed one, or module:Class (default: numpy)")
+    add("--no-mmap", dest="mmap", action="store_false", help="read the file into memory instead of mapping it")
+    add("--weights-memory", type=memory_size, default=None, metavar="SIZE",
+        help="memory for weights in float32, such as 6G; what does not fit is converted at every use (default: what is free)")
+    add("--no-fuse", dest="fuse", action="store_false", help="run primitive ops only, none fused")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the next token is drawn."""
+    group = parser.add_argument_group("sampling, in this order")
+    add = group.add_argument
+    add("-s", "--seed", type=integer(-1), default=-1, metavar="N", help="the same seed gives the same text; -1: random")
+    add("-l", "--logit-bias", type=token_bias, action="append", default=[], metavar="ID(+|-)BIAS", help="add to a logit")
+    add("--repeat-penalty", type=number, default=1.0, metavar="X", help="1: off (default)")
+    add("--repeat-last-n", type=integer(-1), default=64, metavar="N", help="tokens penalised; -1: the context (default: 64)")
+    add("--presence-penalty", type=number, default=0.0, metavar="X", help="0: off (default)")
+    add("--frequency-penalty", type=number, default=0.0, metavar="X", help="0: off (default)")
+    add("--top-k", type=integer(0), default=40, metavar="N", help="the N likeliest; 0: all (default: 40)")
+    add("--typical", type=number, default=1.0, metavar="P", help="locally typical sampling; 1: off (default)")
+    add("--top-p", type=number, default=0.95, metavar="P", help="the likeliest that together have P; 1: off (default: 0.95)")
+    add("--min-p", type=number, default=0.05, metavar="P", help="at least P times the likeliest; 0: off (default: 0.05)")
+    add("--temp", type=number, default=0.8, metavar="X", help="temperature; 0: always the likeliest (default: 0.8)")
+    add("--mirostat", type=int, choices=(0, 2), default=0, help="2: mirostat 2 in place of top-k, top-p, ... (default: 0)")
+    add("--mirostat-ent", type=number, default=5.0, metavar="X", help="its target, in bits (default: 5)")
+    add("--mirostat-lr", type=number, default=0.1, metavar="X", help="its learning rate (default: 0.1)")
+
+
+def token_bias(text: str) -> tuple[int, float]:
+    """A type for argparse: 15043+1 or 15043-1, as llama.cpp writes it."""
+    at = max(text.find("+"), text.find("-"))
+    if at < 1 or not text[:at].isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}': expected a token id and a bias, such as 15043+1 or 15043-1")
+    return int(text[:at]), number(text[at:].replace("+", "", 1)) if text[at:] != "-inf" else -math.inf
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to complete, and how far."""
+    group = parser.add_argument_group("prompt")
+    add = group.add_argument
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("-p", "--prompt", default=None, metavar="TEXT", help=f"text to continue (default: {DEFAULT_PROMPT})")
+    source.add_argument("-f", "--file", type=Path, default=None, metavar="FILE", help="a file with the text to continue")
+    add("-e", "--escape", action="store_true", default=True, help="read \\n, \\t, \\\\ in the prompt as escapes (default)")
+    add("--no-escape", dest="escape", action="store_false", help="leave backslashes in the prompt alone")
+    add("-n", "--n-predict", type=integer(-1), default=128, metavar="N", help="tokens to generate; -1: no limit (default: 128)")
+    add("--ignore-eos", action="store_true", help="go on after the model's end-of-text token")
+    add("--verbose-prompt", action="store_true", help="print the prompt's tokens before generating")
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """The model of these flags."""
+    from ..model import Model
+
+    return Model.load(
+        args.model,
+        backend=args.backend,
+        n_gpu_layers=args.n_gpu_layers,
+        n_ctx=args.ctx_size,
+        mmap=args.mmap,
+        n_threads=args.threads,
+        weights_memory=args.weights_memory,
+        fuse=args.fuse,
+    )
+
+
+def sampling_from(args: argparse.Namespace) -> Sampling:
+    from ..sampling import Sampling
+
+    return Sampling(
+        temp=args.temp,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        typical_p=args.typical,
+        repeat_penalty=args.repeat_penalty,
+        repeat_last_n=args.repeat_last_n,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        mirostat=args.mirostat,
+        mirostat_tau=args.mirostat_ent,
+        mirostat_eta=args.mirostat_lr,
+        logit_bias=dict(args.logit_bias),
+        seed=args.seed,
+    )
+
+
+def prompt_from(args: argparse.Namespace) -> str:
+    """The text of -p or -f. OptionError: empty, unreadable, or not UTF-8."""
+    if args.file is not None:
+        text = read_text(args.file).removesuffix("\n")
+    else:
+        text = DEFAULT_PROMPT if args.prompt is None else args.prompt
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes that the shell passed and that are no UTF-8
+        raise OptionError(f"the prompt is not valid UTF-8 at character {error.start}") from None
+    if not text:
+        raise OptionError("the prompt is empty: give some text with -p or -f")
+    return unescape(text) if args.escape else text
+
+
+def read_text(path: Path) -> str:
+    """A text file, as it is. OptionError: unreadable, or not UTF-8 (with the place)."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{path} is not valid UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}") from None
+    except OSError as error:
+        raise OptionError(f"cannot read {path}: {error.strerror}") from error
+
+
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
+
+
+def unescape(text: str) -> str:
+    r"""Backslash escapes as llama.cpp reads them: \n \r \t \' \" \\ and \xHH; any other backslash stays."""
+    import re
+
+    def replace(match: re.Match[str]) -> str:
+        code = match[1]
+        return chr(int(code[1:], 16)) if code[0] == "x" else ESCAPES[code]
+
+    return re.sub(r"\\(x[0-9A-Fa-f]{2}|[nrt'\"\\])", replace, text)
+
+
+def note(text: str = "") -> None:
+    """A line for the person at the terminal: stderr, since stdout holds the text and nothing else."""
+    print(text, file=sys.stderr, flush=True)

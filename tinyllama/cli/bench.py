@@ -1,0 +1,125 @@
+"""`tinyllama bench`: tokens a second, and where the time goes."""
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ops.errors import OptionError
+
+from .arguments import DEFAULT_MODEL, add_placement_arguments, integer, load_model, note
+
+if TYPE_CHECKING:
+    from ..benchmark import Case
+    from ..model import Model
+
+HELP = "measure tokens a second as llama-bench does, and by op with --profile"
+
+
+def integers(low: int) -> Callable[[str], list[int]]:
+    """A type for argparse: whole numbers with commas between."""
+    return lambda text: [integer(low)(part) for part in text.split(",")]
+
+
+def pair(text: str) -> tuple[int, int]:
+    """A type for argparse: two numbers, prompt and generation."""
+    numbers = integers(0)(text)
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f"'{text}': expected two numbers, such as 512,128")
+    return numbers[0], numbers[1]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-m", "--model", action="append", metavar="MODEL", help=f"may be given several times (default: {DEFAULT_MODEL})")
+    add("-p", "--n-prompt", type=integers(0), default=[512], metavar="N,..", help="prompt lengths; 0: none (default: 512)")
+    add("-n", "--n-gen", type=integers(0), default=[128], metavar="N,..", help="tokens generated; 0: none (default: 128)")
+    add("-pg", type=pair, action="append", default=[], metavar="P,N", help="a prompt of P, then N generated, timed together")
+    add("-d", "--n-depth", type=integers(0), default=[0], metavar="N,..", help="tokens read before the clock starts")
+    add("-r", "--repetitions", type=integer(1), default=5, metavar="N", help="runs of each test (default: 5)")
+    add("-b", "--batch-size", type=integer(1), default=512, metavar="N", help="prompt tokens computed at once (default: 512)")
+    add("-t", "--threads", type=integers(1), default=[None], metavar="N,..", help="thread counts (default: all cores)")
+    add("-o", "--output", choices=("md", "json", "csv"), default="md", help="format of the results (default: md)")
+    add("--profile", action="store_true", help="also print, for each test, time, GFLOP/s and GB/s by op beside the peak")
+    add_placement_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ..benchmark import bench, cases
+
+    todo = cases(args.n_prompt, args.n_gen, args.pg, args.n_depth)
+    if not todo:
+        raise OptionError("nothing to measure: -p and -n are both 0")
+    results, profiles = [], []
+    models, threads = args.model or [DEFAULT_MODEL], args.threads
+    with tqdm(total=len(todo) * len(models) * len(threads) * args.repetitions, disable=None, leave=False) as bar:
+        for name in models:
+            for n_threads in threads:
+                args.model, args.threads, args.ctx_size = name, n_threads, 0
+                model = load_model(args)
+                model.warm_up()
+                for case in todo:
+                    bar.set_description(case.name)
+                    results.append(bench(model, case, repetitions=args.repetitions, n_batch=args.batch_size, progress=bar.update))
+                    if args.profile:
+                        profiles.append(profile_table(model, case, args.batch_size))
+    {"md": print_markdown, "json": print_json, "csv": print_csv}[args.output](results)
+    for table in profiles:  # beside JSON or CSV, the tables go where notes go
+        print(table, file=sys.stdout if args.output == "md" else sys.stderr)
+    return 0
+
+
+def print_markdown(results: list[dict[str, Any]]) -> None:
+    rows = [
+        {
+            "model": r["model_type"],
+            "size": f"{r['model_size'] / 2**20:.2f} MiB",
+            "params": f"{r['model_n_params'] / 1e6:.2f} M",
+            "backend": r["backends"],
+            "threads": str(r["n_threads"]),
+            "test": _name(r),
+            "t/s": f"{r['avg_ts']:.2f} ± {r['stddev_ts']:.2f}",
+        }
+        for r in results
+    ]
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    right = {"size", "params", "threads", "test", "t/s"}
+    print("| " + " | ".join(key.rjust(w) if key in right else key.ljust(w) for key, w in widths.items()) + " |")
+    print("| " + " | ".join("-" * (w - 1) + (":" if key in right else "-") for key, w in widths.items()) + " |")
+    for row in rows:
+        print("| " + " | ".join(v.rjust(widths[k]) if k in right else v.ljust(widths[k]) for k, v in row.items()) + " |")
+
+
+def print_json(results: list[dict[str, Any]]) -> None:
+    print(json.dumps(results, indent=2))
+
+
+def print_csv(results: list[dict[str, Any]]) -> None:
+    """llama-bench's CSV has no samples."""
+    fields = [key for key in results[0] if not key.startswith("samples")]
+    writer = csv.DictWriter(sys.stdout, fields, extrasaction="ignore", quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(results)
+
+
+def profile_table(model: Model, case: Case, n_batch: int) -> str:
+    """The ops of one run of this test, beside what the machine reaches at best."""
+    from ..benchmark import run_case
+    from ..profile import Profile, measure_peak
+
+    note(f"profiling {case.name} ...")
+    context, profile = model.context(n_batch=n_batch), Profile()
+    run_case(context, case)
+    seconds = run_case(context, case, profile) / 1e9
+    return profile.table(f"{case.name}, {seconds:.3f} s", seconds, measure_peak(model.backend))
+
+
+def _name(result: dict[str, Any]) -> str:
+    from ..benchmark import Case
+
+    return Case(result["n_prompt"], result["n_gen"], result["n_depth"]).name

@@ -1,0 +1,56 @@
+"""`tinyllama run`: complete a prompt."""
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+
+from .arguments import (
+    add_model_arguments, add_prompt_arguments, add_sampling_arguments, load_model, note, prompt_from, sampling_from,
+)  # fmt: skip
+
+HELP = "complete a prompt; stdout holds the text and nothing else"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_prompt_arguments(parser)
+    add_model_arguments(parser)
+    add_sampling_arguments(parser)
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE",
+        help="write a line of JSON for each op of the run: shapes, mean, absmax, time, GFLOP/s, GB/s (implies --no-fuse)",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..summary import load_summary, prompt_summary, timings_summary
+    from ..trace import Trace
+    from .progress import warm_up
+
+    prompt, sampling = prompt_from(args), sampling_from(args)
+    args.fuse = args.fuse and not args.trace
+    model = load_model(args)
+    note(load_summary(model))
+    tokens = model.tokenize(prompt)
+    if args.verbose_prompt:
+        note(prompt_summary(model, tokens))
+    context = model.context(n_batch=args.batch_size)
+    warm_up(model)
+    with ExitStack() as stack:
+        trace = stack.enter_context(Trace(args.trace)) if args.trace else None
+        generation = model.generate(
+            tokens,
+            n_predict=args.n_predict,
+            sampling=sampling,
+            ignore_eos=args.ignore_eos,
+            context=context,
+            observe=trace,
+        )
+        note(f"seed: {generation.sampler.seed}\n")
+        try:
+            for piece in generation:
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            pass
+    note(timings_summary(generation))
+    return 130 if generation.stop_reason == "interrupted" else 0

@@ -1,0 +1,117 @@
+"""The state of one generation: what has been read so far, as keys and values of every layer."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.base import Observer
+from ops.errors import ContextFullError, OptionError, TokenError
+
+from .executor import Executor
+
+if TYPE_CHECKING:
+    from .model import Model
+
+FIRST_PLACES = 256  # of the KV cache; it doubles when full, up to n_ctx
+
+
+class Context:
+    """Made by `Model.context()`. Several contexts share one model; one context is used by one thread at a time."""
+
+    def __init__(self, model: Model, *, n_ctx: int | None = None, n_batch: int = 512) -> None:
+        """n_ctx: places, None for the model's own; n_batch: tokens of a prompt that are computed at once."""
+        self.model = model
+        self.n_ctx = model.n_ctx if n_ctx is None else n_ctx
+        if self.n_ctx < 1 or n_batch < 1:
+            raise OptionError(f"n_ctx = {self.n_ctx} and n_batch = {n_batch} must both be at least 1")
+        self.n_batch = n_batch
+        self.tokens: list[int] = []  # what the cache holds
+        self._places = min(FIRST_PLACES, self.n_ctx)
+        self._caches = {
+            name: model.placement.layers[i].allocate((self._places, *shape), np.float32)
+            for name, (i, shape) in model.cache_shapes().items()
+        }
+        self._executor = Executor(model.graph, model.placement, {**model.leaves, **self._caches})
+
+    @property
+    def n_past(self) -> int:
+        """Tokens read so far."""
+        return len(self.tokens)
+
+    def rewind(self, n: int) -> None:
+        """Forget what came after the first n tokens, so that n_past = n; 0 <= n <= n_past, or OptionError."""
+        if not 0 <= n <= self.n_past:
+            raise OptionError(f"cannot rewind to {n}: the context holds {self.n_past} tokens")
+        del self.tokens[n:]
+
+    def eval(
+        self, tokens: Sequence[int], logits: Literal["last", "all"] = "last", *, observe: Observer | None = None
+    ) -> NDArray[np.float32]:
+        """Read more tokens. Logits of the last, float32[n_vocab], or of all of them, float32[n_tokens, n_vocab].
+
+        TokenError: no tokens, or an id that is not of the vocabulary; ContextFullError: no room for them. Then, and when
+        interrupted, the context is as it was before.
+        """
+        if logits not in ("last", "all"):
+            raise OptionError(f"logits = {logits!r}: expected 'last' or 'all'")
+        ids = self._checked(tokens)
+        before, parts = self.n_past, []
+        try:
+            for start in range(0, len(ids), self.n_batch):
+                batch = ids[start : start + self.n_batch]
+                out_ids = np.arange(len(batch)) if logits == "all" else np.array([len(batch) - 1])
+                parts.append(self._step(batch, out_ids, observe))
+                self.tokens += batch.tolist()
+        except BaseException:
+            del self.tokens[before:]
+            raise
+        return np.concatenate(parts) if logits == "all" else parts[-1][-1].copy()
+
+    def warm_up(self) -> None:
+        """Bring the weights into the form they are computed in, which the first step would otherwise do."""
+        self.model.warm_up()
+
+    def kv_bytes(self, n_ctx: int | None = None) -> int:
+        """Bytes of the KV cache: allocated now, or with n_ctx places."""
+        places = self._places if n_ctx is None else n_ctx
+        return sum(places * int(np.prod(shape)) * 4 for _, shape in self.model.cache_shapes().values())
+
+    def on_host(self) -> dict[str, int]:
+        """Ops that the backend has no kernel for, and how many nodes of each."""
+        return dict(self._executor.on_host())
+
+    def _step(self, batch: NDArray[np.int64], out_ids: NDArray[np.int64], observe: Observer | None) -> NDArray[np.float32]:
+        self.model.file.check()
+        self._make_room(self.n_past + len(batch))
+        positions = np.arange(self.n_past, self.n_past + len(batch))
+        inputs = {"tokens": batch, "positions": positions, "out_ids": out_ids}
+        (logits,) = self._executor.step(inputs, observe)
+        return logits
+
+    def _make_room(self, n: int) -> None:
+        if n <= self._places:
+            return
+        self._places = min(max(2 * self._places, n), self.n_ctx)
+        for name, (i, _) in self.model.cache_shapes().items():
+            self._caches[name] = self.model.placement.layers[i].enlarge(self._caches[name], self._places)
+            self._executor.rebind(name, self._caches[name])
+
+    def _checked(self, tokens: Sequence[int]) -> NDArray[np.int64]:
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or len(ids) == 0:
+            raise TokenError("nothing to evaluate: give at least one token id")
+        n_vocab = self.model.config.n_vocab
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise TokenError(f"token ids must be whole numbers, got {ids.dtype}")
+        wrong = ids[(ids < 0) | (ids >= n_vocab)]
+        if len(wrong):
+            raise TokenError(f"token id {wrong[0]} is not in the vocabulary (0 to {n_vocab - 1})")
+        if self.n_past + len(ids) > self.n_ctx:
+            raise ContextFullError(
+                f"{len(ids)} more tokens do not fit: the context holds {self.n_past} of n_ctx = {self.n_ctx}"
+                " (-c sets a longer one)"
+            )
+        return ids.astype(np.int64)

@@ -1,0 +1,155 @@
+"""From a prompt to text: prefill, then one token after the other."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+from backends.base import Observer
+from ops.errors import ContextFullError, OptionError, TokenError
+
+from .sampling import Sampler, Sampling
+from .tokenizer import StreamDecoder
+
+if TYPE_CHECKING:
+    from .context import Context
+
+StopReason = Literal["end", "length", "context", "stop", "interrupted"]
+
+
+@dataclass
+class Timings:
+    """Seconds and tokens of the two phases; a token's generation is its sampling and the step after it."""
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    generated_tokens: int = 0
+    generation_seconds: float = 0.0
+
+    @property
+    def prompt_per_second(self) -> float:
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def generated_per_second(self) -> float:
+        return self.generated_tokens / self.generation_seconds if self.generation_seconds else 0.0
+
+
+class Generation:
+    """An iterator of text pieces. Afterwards:
+
+    tokens: the ids generated (without the one that ended it); timings; and stop_reason, one of
+    "end" (the model said so), "length" (n_predict reached), "stop" (a stop text), "context" (n_ctx reached),
+    "interrupted" (an exception, such as KeyboardInterrupt, came in between); None while it runs.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        prompt: Sequence[int],
+        *,
+        n_predict: int = 128,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        observe: Observer | None = None,
+    ) -> None:
+        if n_predict < -1:
+            raise OptionError(f"n_predict = {n_predict}: expected -1 (no limit), 0 or more")
+        if not prompt:
+            raise TokenError("the prompt is empty: give at least one token to continue from")
+        if len(prompt) > context.n_ctx:
+            raise ContextFullError(
+                f"the prompt has {len(prompt)} tokens, more than n_ctx = {context.n_ctx}: shorten it, or set a longer -c"
+            )
+        self.context = context
+        self.prompt = list(prompt)
+        self.tokens: list[int] = []
+        self.timings = Timings()
+        self.stop_reason: StopReason | None = None
+        self.sampler = Sampler(sampling or Sampling(), context.model.config.n_vocab)
+        self._n_predict = n_predict
+        self._stop = [text for text in stop if text]
+        self._ignore_eos = ignore_eos
+        self._observe = observe
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def _run(self) -> Iterator[str]:
+        decoder = StreamDecoder(self.context.model.tokenizer)
+        text = ""  # decoded, but held back: a stop text may have begun in it
+        try:
+            for token in self._new_tokens():
+                text += decoder.feed(token)
+                text, found = self._before_stop(text)
+                if found:
+                    self.stop_reason = "stop"
+                    break
+                keep = self._may_begin_stop(text)
+                if piece := text[: len(text) - keep]:
+                    yield piece
+                text = text[len(text) - keep :]
+            if self.stop_reason != "stop":
+                text, _ = self._before_stop(text + decoder.flush())
+            if text:
+                yield text
+        finally:
+            self.stop_reason = self.stop_reason or "interrupted"
+
+    def _new_tokens(self) -> Iterator[int]:
+        tokenizer, context = self.context.model.tokenizer, self.context
+        logits = self._prefill()
+        while self._n_predict < 0 or len(self.tokens) < self._n_predict:
+            began = perf_counter()
+            token = self.sampler.sample(logits)
+            if not self._ignore_eos and tokenizer.is_end(token):
+                self.stop_reason = "end"
+                return
+            self.sampler.accept(token)
+            self.tokens.append(token)
+            self.timings.generated_tokens += 1
+            self.timings.generation_seconds += perf_counter() - began
+            yield token
+            if len(self.tokens) == self._n_predict:
+                break  # what follows this token is not asked for
+            if context.n_past == context.n_ctx:
+                self.stop_reason = "context"
+                return
+            began = perf_counter()
+            logits = context.eval([token], observe=self._observe)
+            self.timings.generation_seconds += perf_counter() - began
+        self.stop_reason = "length"
+
+    def _prefill(self):
+        context, began = self.context, perf_counter()
+        known = 0  # tokens of the prompt that the context holds; the last one is read anyway, for its logits
+        for held, asked in zip(context.tokens, self.prompt[:-1], strict=False):
+            if held != asked:
+                break
+            known += 1
+        context.rewind(known)
+        for token in self.prompt:
+            self.sampler.accept(token)
+        logits = context.eval(self.prompt[known:], observe=self._observe)
+        self.timings.prompt_tokens = len(self.prompt) - known
+        self.timings.prompt_seconds = perf_counter() - began
+        return logits
+
+    def _before_stop(self, text: str) -> tuple[str, bool]:
+        """The text before the first stop text in it, and whether there is one."""
+        places = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        return (text[: min(places)], True) if places else (text, False)
+
+    def _may_begin_stop(self, text: str) -> int:
+        """Characters at the end of `text` that are the beginning of a stop text."""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for n in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-n:]) for stop in self._stop):
+                return n
+        return 0

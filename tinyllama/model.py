@@ -1,0 +1,145 @@
+"""A model: config, weights, tokenizer and graph, none of which changes. What changes is in a Context."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from time import perf_counter
+from typing import Any
+
+from backends.base import Backend, Observer, Options
+from backends.registry import get_backend
+from ops.errors import OptionError
+from ops.graph import Graph
+from ops.tensor import Tensor
+
+from .build import build
+from .context import Context
+from .formats import open_model_file
+from .formats.model_file import ModelFile
+from .generation import Generation
+from .models import find
+from .offload import Placement
+from .sampling import Sampling
+from .tokenizer import Tokenizer
+
+
+class Model:
+    """Made by `Model.load`. Safe to share: contexts in several threads may run on one model."""
+
+    def __init__(self, file: ModelFile, backend: Backend, n_ctx: int | None = None) -> None:
+        began = perf_counter()
+        built = build(file)
+        self.file = file
+        self.config = built.config
+        self.graph = built.graph
+        self.leaves = built.leaves
+        self.backend = backend
+        self.placement = Placement.all_on(backend, self.config.n_layer)
+        self.n_ctx = n_ctx or self.config.n_ctx_train
+        self.load_seconds = perf_counter() - began
+        self.warm_up_seconds = 0.0
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str] = "smollm2",
+        *,
+        backend: str | Backend = "numpy",
+        n_gpu_layers: int | None = None,
+        n_ctx: int | None = None,
+        mmap: bool = True,
+        n_threads: int | None = None,
+        weights_memory: int | None = None,
+        fuse: bool = True,
+    ) -> Model:
+        """Open a model: a name that `tinyllama pull` knows, a path, or hf:OWNER/REPO/FILE.gguf.
+
+        backend: a name, `module:Class`, or a Backend; n_gpu_layers: layers on the backend's device (numpy has none, so there
+        it changes nothing); n_ctx: places of a context, None or 0 for the model's own; mmap: False reads the file into memory;
+        n_threads: None for all cores; weights_memory: bytes that may hold weights in float32, None for what is free, 0 to
+        convert at every use; fuse: False runs primitive ops only, so that every value of the graph can be seen.
+
+        Raises TinyLlamaError, of which FormatError and ModelError for what is wrong with the file.
+        """
+        for name, value in (("n_ctx", n_ctx), ("weights_memory", weights_memory), ("n_threads", n_threads)):
+            if value is not None and value < (1 if name == "n_threads" else 0):
+                raise OptionError(f"{name} = {value} is out of range: it must be {int(name == 'n_threads')} or more")
+        if isinstance(backend, str):
+            backend = get_backend(backend, Options(n_threads=n_threads, weights_memory=weights_memory, fuse=fuse))
+        began = perf_counter()
+        model = cls(open_model_file(find(name_or_path), mmap=mmap), backend, n_ctx)
+        model.load_seconds = perf_counter() - began
+        return model
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's, by GGUF's key names."""
+        return self.file.metadata
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.file.tensors
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_metadata(self.metadata)
+
+    def tokenize(self, text: str, *, add_bos: bool | None = None, parse_special: bool = True) -> list[int]:
+        """Token ids. add_bos: begin with the bos token (None: if the file says so); parse_special: `<|im_end|>` is a token."""
+        return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
+
+    def detokenize(self, ids: Iterable[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+    def context(self, *, n_ctx: int | None = None, n_batch: int = 512) -> Context:
+        """A new, empty context. n_ctx: None for the model's; n_batch: tokens of a prompt computed at once."""
+        return Context(self, n_ctx=n_ctx, n_batch=n_batch)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        n_predict: int = 128,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        context: Context | None = None,
+        observe: Observer | None = None,
+        **settings: Any,
+    ) -> Generation:
+        """Continue a prompt: an iterator of text pieces, never half a character.
+
+        n_predict: tokens at most, -1 for no limit; stop: texts that end it (and are not given out); context: go on in this one,
+        of which the longest common beginning with the prompt is reused. Settings are those of Sampling: temp=0, top_k=40,
+        seed=1 ... The Generation tells afterwards `.tokens`, `.stop_reason` and `.timings`.
+        """
+        if sampling is not None and settings:
+            raise OptionError("give either sampling=Sampling(...) or its settings, not both")
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        return Generation(
+            context if context is not None else self.context(),
+            tokens,
+            n_predict=n_predict,
+            sampling=sampling or Sampling.of(**settings),
+            stop=stop,
+            ignore_eos=ignore_eos,
+            observe=observe,
+        )
+
+    def warm_up(self, progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = lambda weights: weights) -> None:
+        """Bring the weights into the form they are computed in. `progress` wraps the list of them, as tqdm does."""
+        weights = [x for x in self.leaves.values() if isinstance(x, Tensor) and len(x.shape) > 1]
+        began = perf_counter()
+        self.backend.warm_up(progress(weights))
+        self.warm_up_seconds += perf_counter() - began
+
+    def fused_graph(self) -> Graph:
+        """The graph as the backend runs it."""
+        return self.backend.fused(self.graph)
+
+    def cache_shapes(self) -> dict[str, tuple[int, tuple[int, int]]]:
+        """The caches' leaves: name -> (layer, (n_head_kv, size of a head))."""
+        cfg = self.config
+        sizes = {"k": cfg.n_embd_head_k, "v": cfg.n_embd_head_v}
+        return {f"cache_{x}_l{i}": (i, (cfg.n_head_kv, d)) for i in range(cfg.n_layer) for x, d in sizes.items()}

@@ -1,0 +1,82 @@
+"""What a run tells the person who started it: the model and where it lives, the prompt's tokens, the timings."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .generation import Generation
+    from .model import Model
+
+
+def mib(n: float) -> str:
+    """Bytes for a person: in MiB, or GiB from 10 of them."""
+    return f"{n / 2**20:.1f} MiB" if n < 10 * 2**30 else f"{n / 2**30:.2f} GiB"
+
+
+def load_summary(model: Model) -> str:
+    """The model's sizes, in llama.cpp's words."""
+    cfg, file = model.config, model.file
+    kv = 4 * model.n_ctx * cfg.n_layer * cfg.n_head_kv * (cfg.n_embd_head_k + cfg.n_embd_head_v)
+    scale = "" if cfg.rope_freq_scale == 1 else f", freq_scale = {cfg.rope_freq_scale:g}"
+    lines = {
+        "model": f"{file.path.name}{f' ({cfg.name})' if cfg.name else ''}",
+        "format": file.format,
+        "arch": cfg.arch,
+        "n_vocab": cfg.n_vocab,
+        "n_ctx": f"{model.n_ctx} (trained on {cfg.n_ctx_train})",
+        "n_embd": cfg.n_embd,
+        "n_head": cfg.n_head,
+        "n_head_kv": cfg.n_head_kv,
+        "n_layer": cfg.n_layer,
+        "n_rot": f"{cfg.n_rot}, freq_base = {cfg.rope_freq_base:g}{scale}",
+        "n_ff": cfg.n_ff,
+        "ftype": cfg.ftype,
+        "params": f"{file.n_params / 1e6:.2f} M" if file.n_params < 1e9 else f"{file.n_params / 1e9:.2f} B",
+        "model size": f"{mib(file.nbytes)} ({8 * file.nbytes / max(file.n_params, 1):.2f} bits a weight)",
+        "KV self size": f"{mib(kv)} when full, float32; grows as it is used",
+        "weights": "mmapped" if file.mapped else "read into memory",
+        "backend": model.backend.describe(),
+        "placement": "; ".join(model.placement.ranges()),
+        "load time": f"{model.load_seconds:.2f} s",
+    }
+    return "\n".join(f"load: {key:<12} = {value}" for key, value in lines.items())
+
+
+def prompt_summary(model: Model, tokens: Sequence[int]) -> str:
+    """A prompt's tokens, one a line: id and text."""
+    lines = [f"prompt: {len(tokens)} tokens"]
+    lines += [f"{token:>6} -> {model.tokenizer.piece(token).decode('utf-8', 'replace')!r}" for token in tokens]
+    return "\n".join(lines)
+
+
+def timings_summary(generation: Generation) -> str:
+    """Why the text ended, where that needs telling, and how long what took."""
+    t, context = generation.timings, generation.context
+    lines = [""]
+    if generation.stop_reason == "context":
+        lines.append(f"stopped: the context is full (n_ctx = {context.n_ctx}); -c sets a longer one")
+    if on_host := context.on_host():
+        lines.append("on the host, for want of a kernel: " + ", ".join(f"{op} x{n}" for op, n in on_host.items()))
+    lines += [
+        f"load time   = {context.model.load_seconds + context.model.warm_up_seconds:8.2f} s",
+        f"prompt      = {t.prompt_seconds:8.2f} s, {t.prompt_tokens:5} tokens, {t.prompt_per_second:8.2f} tokens/s",
+        f"generation  = {t.generation_seconds:8.2f} s, {t.generated_tokens:5} tokens, {t.generated_per_second:8.2f} tokens/s",
+        f"peak memory = {peak_memory()}",
+    ]
+    return "\n".join(lines)
+
+
+def peak_memory() -> str:
+    """The most this process has held in memory so far, pages of mapped files included."""
+    try:
+        with open("/proc/self/status") as lines:
+            return mib(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return "not told by this system"
+    return mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

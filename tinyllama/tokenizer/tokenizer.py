@@ -1,0 +1,153 @@
+"""Tokenizer: text to token ids and back, as llama.cpp does it (llama-vocab.cpp, `llama_vocab::impl::tokenize`)."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+from ops.errors import TokenError
+from tinyllama.tokenizer.byte_level import ByteLevel
+from tinyllama.tokenizer.sentencepiece import SentencePiece
+from tinyllama.tokenizer.special_tokens import SpecialTokens
+from tinyllama.tokenizer.token_kinds import TokenKind
+from tinyllama.tokenizer.vocabulary import Vocabulary
+
+_HIDDEN = frozenset({TokenKind.CONTROL, TokenKind.UNKNOWN})
+
+
+class Tokenizer:
+    """The tokenizer that a model file describes.
+
+    Making one is cheap; the tables for encoding are built by the first `encode`. Decoding needs none.
+
+    >>> tokenizer = Tokenizer.from_metadata(open_model_file(path).metadata)  # doctest: +SKIP
+    >>> tokenizer.decode(tokenizer.encode("Hello"))  # doctest: +SKIP
+    'Hello'
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._model = SentencePiece(vocabulary) if vocabulary.model == "llama" else ByteLevel(vocabulary)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+        """`metadata` by GGUF's keys: texts are str, arrays of texts list[str], arrays of numbers numpy arrays.
+
+        Raises FormatError if it is damaged, ModelError if the kind of tokenizer or pre-tokenizer is not known here.
+        """
+        return cls(Vocabulary.from_metadata(metadata))
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens; ids are 0 ... n_vocab - 1."""
+        return self._vocabulary.n_vocab
+
+    @property
+    def bos(self) -> int | None:
+        """Beginning of sequence."""
+        return self._vocabulary.bos
+
+    @property
+    def eos(self) -> int | None:
+        """End of sequence."""
+        return self._vocabulary.eos
+
+    @property
+    def eot(self) -> int | None:
+        """End of turn."""
+        return self._vocabulary.eot
+
+    def is_end(self, id: int) -> bool:
+        """Whether a generation ends with this token."""
+        return id in self._vocabulary.ends
+
+    def is_control(self, id: int) -> bool:
+        """Whether the token steers the model and is no part of the text. Raises TokenError for an unknown id."""
+        return self._vocabulary.kinds[self._checked(id)] == TokenKind.CONTROL
+
+    def encode(self, text: str, *, add_bos: bool | None = None, parse_special: bool = True) -> list[int]:
+        """Token ids of the text.
+
+        add_bos: None puts BOS before it and EOS behind it if the file says so (llama.cpp's add_special); True puts BOS
+        and no EOS; False neither.
+        parse_special: whether the text of a control token, such as <|im_end|>, becomes that token; else it is spelled
+        as any other text. User-defined tokens are always found.
+
+        Raises TokenError if the text holds lone surrogates, FormatError if the vocabulary is damaged.
+        """
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenError(
+                f"Character {error.start} of the text is a lone surrogate (U+{ord(text[error.start]):04X}), which no "
+                "token can stand for."
+            ) from None
+        vocabulary = self._vocabulary
+        bos = vocabulary.bos if (vocabulary.adds_bos if add_bos is None else add_bos) else None
+        eos = vocabulary.eos if vocabulary.adds_eos and add_bos is None else None
+
+        ids = [] if bos is None else [bos]
+        space_before = vocabulary.adds_space_prefix
+        for part in (self._special if parse_special else self._user_defined).split(data):
+            if isinstance(part, int):
+                ids.append(part)
+                space_before = vocabulary.adds_space_prefix
+            else:
+                ids += self._model.encode(" " * space_before + part.decode())
+                space_before = False
+        if eos is not None:
+            ids.append(eos)
+        return ids
+
+    def piece(self, id: int) -> bytes:
+        """The bytes of one token, which may be a part of a UTF-8 character; special tokens give their text.
+
+        Raises TokenError for an id outside the vocabulary.
+        """
+        token, kind = self._vocabulary.tokens[self._checked(id)], self._vocabulary.kinds[id]
+        if kind == TokenKind.NORMAL:
+            return self._model.token_bytes(token)
+        if kind in _HIDDEN or kind == TokenKind.USER_DEFINED:
+            return token.encode("utf-8", "surrogateescape")
+        if kind == TokenKind.BYTE and len(token) == 6:
+            return bytes.fromhex(token[3:5])
+        return b""  # unused
+
+    def visible_piece(self, id: int) -> bytes:
+        """As `piece`, but nothing for control and unknown tokens."""
+        return b"" if self._vocabulary.kinds[self._checked(id)] in _HIDDEN else self.piece(id)
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """The text of the tokens; bytes that are no UTF-8 become U+FFFD.
+
+        special: whether control and unknown tokens are shown, by their text. The space that `encode` puts before a text
+        for SentencePiece is taken off again. Unlike llama_detokenize, spaces before punctuation stay as they are.
+
+        Raises TokenError for an id outside the vocabulary.
+        """
+        data = b"".join(map(self.piece if special else self.visible_piece, ids))
+        if self._vocabulary.adds_space_prefix:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", "replace")
+
+    @cached_property
+    def _special(self) -> SpecialTokens:
+        return self._tokens_of_kinds(_HIDDEN | {TokenKind.USER_DEFINED})
+
+    @cached_property
+    def _user_defined(self) -> SpecialTokens:
+        return self._tokens_of_kinds(frozenset({TokenKind.USER_DEFINED}))
+
+    def _tokens_of_kinds(self, kinds: frozenset[TokenKind]) -> SpecialTokens:
+        tokens = self._vocabulary.tokens
+        ids = {
+            tokens[id].encode("utf-8", "surrogateescape"): id
+            for id, kind in enumerate(self._vocabulary.kinds)
+            if kind in kinds
+        }
+        return SpecialTokens(ids, self._vocabulary.strips_right)
+
+    def _checked(self, id: int) -> int:
+        if not 0 <= id < self._vocabulary.n_vocab:
+            raise TokenError(f"Token id {id} is outside the vocabulary of {self._vocabulary.n_vocab} tokens.")
+        return id

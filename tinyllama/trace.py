@@ -1,0 +1,68 @@
+"""A record of a run: for each op what it made, how large that was, and how fast it went."""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from backends.base import Event
+from ops.errors import OptionError
+
+
+class Trace:
+    """An observer that writes a line of JSON for every op. The file appears when the trace is complete.
+
+    Keys: step, name (llama.cpp's, so that the lines lie beside those of its eval-callback), op, layer, backend, inputs
+    (names), input_shapes, shape, mean and absmax (of the finite values; null if there are none), nonfinite (how many are
+    not), seconds, flops, bytes, gflops (GFLOP/s), gbps (GB/s).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._partial = path, path.with_name(path.name + f".{os.getpid()}.part")
+        self._first: Any = None
+        self._step = -1
+
+    def __enter__(self) -> Trace:
+        try:
+            self._file = self._partial.open("w", encoding="utf-8")
+        except OSError as error:
+            raise OptionError(f"cannot write the trace {self._path}: {error.strerror}") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        if kind is None:
+            os.replace(self._partial, self._path)
+        else:
+            self._partial.unlink()
+
+    def __call__(self, event: Event) -> None:
+        node = event.node
+        self._first = self._first or node
+        self._step += node is self._first
+        values = event.backend.download(event.output)
+        finite = values[np.isfinite(values)]
+        cost = node.op.cost(event.operands, event.output, node.attrs)
+        record = {
+            "step": self._step,
+            "name": node.output.name,
+            "op": node.op.name,
+            "layer": node.layer,
+            "backend": event.backend.name,
+            "inputs": [v.name for v in node.inputs],
+            "input_shapes": [list(x.shape) for x in event.operands],
+            "shape": list(event.output.shape),
+            "mean": float(finite.mean(dtype=np.float64)) if finite.size else None,
+            "absmax": float(np.abs(finite).max()) if finite.size else None,
+            "nonfinite": int(values.size - finite.size),
+            "seconds": event.seconds,
+            "flops": cost.flops,
+            "bytes": cost.bytes,
+            "gflops": cost.flops / event.seconds / 1e9,
+            "gbps": cost.bytes / event.seconds / 1e9,
+        }
+        self._file.write(json.dumps(record) + "\n")
