@@ -69,6 +69,16 @@ class Node:
     output: Value
     layer: int | None = None  # None: before the first layer, or after the last
 
+    @property
+    def told_attrs(self) -> list[str]:
+        """The attributes for a reader: `eps=1e-05`."""
+        return [f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.attrs.items()]
+
+    @property
+    def call(self) -> str:
+        """`rmsnorm(l_out-2, blk.3.attn_norm.weight, eps=1e-05)`"""
+        return f"{self.op.name}({', '.join([*(v.name for v in self.inputs), *self.told_attrs])})"
+
 
 @dataclass(eq=False)
 class Graph:
@@ -117,6 +127,4 @@ class Graph:
 def table(nodes: Iterable[Node]) -> Iterator[str]:
     """The nodes as lines of text: name, shape, and the call that makes it."""
     for n in nodes:
-        attrs = [f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in n.attrs.items()]
-        call = f"{n.op.name}({', '.join([*(v.name for v in n.inputs), *attrs])})"
-        yield f"{n.output.name:<20} {'[' + ', '.join(map(str, n.output.shape)) + ']':<16} = {call}"
+        yield f"{n.output.name:<20} {'[' + ', '.join(map(str, n.output.shape)) + ']':<16} = {n.call}"

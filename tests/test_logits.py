@@ -1,8 +1,8 @@
 """Logits of whole models against PyTorch's: tests/golden/ makes the files, and says how.
 
-Errors are max |a - b| / max |b| over all logits compared. Observed in float32: at most 1.4e-6 for the tiny models (torch's
-own float32 is off by 1.5e-6), OBSERVED for SmolLM2's 30 layers. The smallest mistake tried, an attention scale wrong by
-0.1 %, moves the tiny models' logits by 7e-4.
+Errors are max |a - b| / max |b| over all logits compared. Observed with the numpy backend, in float32: up to 2e-6 for the
+tiny models (torch's own float32 is off by 1.5e-6), 3e-6 for SmolLM2's 30 layers. The smallest mistake tried, an attention
+scale wrong by 0.1 %, moves the tiny models' logits by 7e-4.
 """
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tinyllama.models import MODELS
 
 DATA = Path(__file__).parent / "data"
 TINY = sorted(path.stem for path in (DATA / "tiny").glob("*.gguf"))
-FLOAT32 = 1e-5  # of the largest logit: ten times the rounding observed, a seventieth of the smallest mistake tried
+FLOAT32 = 1e-5  # two layers: five times the rounding observed, a seventieth of the smallest mistake tried
+FLOAT32_30_LAYERS = 3e-5  # ten times the rounding observed
 FLOAT64 = 2e-6  # transformers' float64 models take rope's angles and RMSNorm's means in float32 still: observed 1e-6
 
 Golden = Mapping[str, NDArray[Any]]
@@ -187,16 +188,17 @@ def test_smollm2_agrees_with_pytorch(real: Model, prompt: str) -> None:
     tokens, greedy = golden["tokens"].tolist(), golden["greedy"].tolist()
     logits = real.context().eval(tokens + greedy[:-1], logits="all")
     n, largest = len(tokens), golden["max_abs"].max()
-    assert np.abs(logits[:n, REAL["sample_ids"]] - golden["sample"]).max() / largest < FLOAT32
-    assert np.abs(np.take_along_axis(logits[:n], golden["top_ids"], axis=-1) - golden["top"]).max() / largest < FLOAT32
-    assert np.abs(np.abs(logits[:n]).max(axis=-1) - golden["max_abs"]).max() / largest < FLOAT32
-    assert error(logits[n - 1], golden["last"]) < FLOAT32
+    assert np.abs(logits[:n, REAL["sample_ids"]] - golden["sample"]).max() / largest < FLOAT32_30_LAYERS
+    top = np.take_along_axis(logits[:n], golden["top_ids"], axis=-1)
+    assert np.abs(top - golden["top"]).max() / largest < FLOAT32_30_LAYERS
+    assert np.abs(np.abs(logits[:n]).max(axis=-1) - golden["max_abs"]).max() / largest < FLOAT32_30_LAYERS
+    assert error(logits[n - 1], golden["last"]) < FLOAT32_30_LAYERS
     n_sure = sure(golden["greedy_gap"])
     assert logits[n - 1 :].argmax(axis=-1)[:n_sure].tolist() == greedy[:n_sure]
 
 
 def test_smollm2_generates_what_pytorch_generates(real: Model) -> None:
-    n_sure = sure(REAL["chat/greedy_gap"])
+    n_sure = min(24, sure(REAL["chat/greedy_gap"]))  # the test above has gone through all 64
     generation = real.generate(REAL["chat/tokens"].tolist(), n_predict=n_sure, temp=0, ignore_eos=True)
     for _ in generation:
         pass

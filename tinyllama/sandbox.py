@@ -1,9 +1,9 @@
 """Jinja's sandbox, with limits on time and size: for a program that comes from a stranger, inside a model file.
 
 The sandbox gives no files, no attributes of Python's own, and no changing of what the program is given. But it lets a
-program loop for hours, or fill the memory with a string. So here each loop iteration, call and filter looks at the clock,
-and each value made is counted and weighed. That holds between operations; since none works on more than SIZE_LIMIT, each
-ends soon.
+program loop for hours, or fill the memory with a string. So here each loop iteration, call and filter looks at the
+clock, and each value made is counted and weighed. That holds between operations; since none works on more than
+SIZE_LIMIT, each ends soon.
 """
 from __future__ import annotations
 

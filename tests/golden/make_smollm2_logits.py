@@ -5,7 +5,7 @@
 
 rewrites tests/data/smollm2_logits.npz. The `gguf` package reads and dequantises the file, the model is transformers'
 LlamaForCausalLM built from the file's metadata, and `tokenizers` reads the prompts with the file's vocabulary: none of
-it is this project's code. The model (HuggingFaceTB, Apache-2.0) is not copied here; the numbers hold for this very file.
+it is this project's code. The model (HuggingFaceTB, Apache-2.0) is not copied; the numbers hold for that file only.
 
     names, sample_ids, sha256           the prompts, the ids in NAME/sample, and of the file; then for every prompt NAME
     NAME/text       str

@@ -61,12 +61,19 @@ def layer_count(text: str) -> int | None:
     return {"all": 1 << 30, "auto": None}[text] if text in ("all", "auto") else integer(-1)(text)
 
 
+def add_model_name(parser: argparse._ActionsContainer) -> None:
+    """Which model."""
+    parser.add_argument(
+        "-m", "--model", default=DEFAULT_MODEL, metavar="MODEL",
+        help="a name (smollm2), a path, or hf:OWNER/REPO/FILE.gguf (default: %(default)s)",
+    )  # fmt: skip
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, how much context, and where it is computed."""
     group = parser.add_argument_group("model")
+    add_model_name(group)
     add = group.add_argument
-    add("-m", "--model", default=DEFAULT_MODEL, metavar="MODEL",
-        help="a name (smollm2), a path, or hf:OWNER/REPO/FILE.gguf (default: %(default)s)")  # fmt: skip
     add("-c", "--ctx-size", type=integer(0), default=0, metavar="N", help="places of the context; 0: the model's own (default)")
     add("-b", "--batch-size", type=integer(1), default=512, metavar="N", help="prompt tokens computed at once (default: 512)")
     add("-t", "--threads", type=integer(1, 1024), default=None, metavar="N", help="threads (default: all cores)")
@@ -92,7 +99,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add("-s", "--seed", type=integer(-1), default=-1, metavar="N", help="the same seed gives the same text; -1: random")
     add("-l", "--logit-bias", type=token_bias, action="append", default=[], metavar="ID(+|-)BIAS", help="add to a logit")
     add("--repeat-penalty", type=number, default=1.0, metavar="X", help="1: off (default)")
-    add("--repeat-last-n", type=integer(-1), default=64, metavar="N", help="tokens penalised; -1: the context (default: 64)")
+    add("--repeat-last-n", type=integer(-1), default=64, metavar="N", help="tokens it looks back; -1: all (default: 64)")
     add("--presence-penalty", type=number, default=0.0, metavar="X", help="0: off (default)")
     add("--frequency-penalty", type=number, default=0.0, metavar="X", help="0: off (default)")
     add("--top-k", type=integer(0), default=40, metavar="N", help="the N likeliest; 0: all (default: 40)")

@@ -24,7 +24,7 @@ WHY_STOPPED = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("conversation").add_argument
     add("-sys", "--system-prompt", metavar="TEXT", help="what the model is told before the conversation")
-    add("-n", "--n-predict", type=integer(-1), default=-1, metavar="N", help="tokens of a reply (default: -1, no limit)")
+    add("-n", "--n-predict", type=integer(-1), default=-1, metavar="N", help="tokens of a reply (default: -1, no end)")
     add_model_arguments(parser)
     add_sampling_arguments(parser)
 

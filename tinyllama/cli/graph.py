@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ops.errors import OptionError
 
-from .arguments import DEFAULT_MODEL
+from .arguments import add_model_name
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -17,8 +17,7 @@ HELP = "print a model's graph of ops as a table, or draw it"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-m", "--model", default=DEFAULT_MODEL, metavar="MODEL",
-        help="a name (smollm2), a path, or hf:OWNER/REPO/FILE.gguf (default: %(default)s)")  # fmt: skip
+    add_model_name(parser)
     add("--layer", default=None, metavar="N", help="a layer's number, or all (default: all as a table, 0 as a picture)")
     add("-o", "--output", type=Path, default=None, metavar="FILE", help="draw a picture: .svg, or .png (with Pillow)")
     add("--fused", action="store_true", help="the graph as the backend runs it, with its fused ops")

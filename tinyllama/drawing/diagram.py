@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ops.errors import OptionError
-from ops.graph import Graph, Node, Shape, Value, table
+from ops.graph import Graph, Node, Shape, Value
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,9 @@ def _folded(graph: Graph) -> list[list[Node]]:
 def _op_box(node: Node, made: Mapping[Value, int], formats: Mapping[str, str]) -> Box:
     op = node.op
     sides = [_side(node, i, formats) for i, v in enumerate(node.inputs) if v not in made]
-    attrs = "".join(f" {k}={v:.4g}" if isinstance(v, float) else f" {k}={v}" for k, v in node.attrs.items())
-    tip = " ".join(next(iter(table([node]))).split()) + "\n" + (op.__doc__ or "").strip().partition("\n")[0]
+    tip = f"{node.output.name} = {node.call}\n" + (op.__doc__ or "").strip().partition("\n")[0]
     kind = op.formula.__module__.rpartition(".")[2]
-    return Box(kind, node.output.name, op.name + attrs, _shape(node.output.shape), tip, tuple(sides))
+    return Box(kind, node.output.name, " ".join([op.name, *node.told_attrs]), _shape(node.output.shape), tip, tuple(sides))
 
 
 def _layers_box(graph: Graph, run: list[Node], formats: Mapping[str, str]) -> Box:

@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ops.errors import FormatError
-from tinyllama.tokenizer.library import library_errors, without_surrogates
-from tinyllama.tokenizer.pre_tokenizers import PRE_TOKENIZERS
-from tinyllama.tokenizer.vocabulary import Vocabulary
+
+from .library import library_errors, without_surrogates
+from .pre_tokenizers import PRE_TOKENIZERS
+from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
@@ -53,8 +54,9 @@ class ByteLevel:
         n_vocab = self._vocabulary.n_vocab
         ids = without_surrogates(self._vocabulary.ids)
         for byte in sorted(BYTE_OF.keys() - ids.keys()):
-            ids[byte] = n_vocab + len(ids)  # a byte without a token keeps its neighbours apart, and is left out at the end
-        merges = [tuple(merge.split(" ")) for merge in dict.fromkeys(self._vocabulary.merges)]  # the first of equals counts
+            ids[byte] = n_vocab + len(ids)  # beyond the vocabulary: it keeps its neighbours apart, `encode` drops it
+        in_order = dict.fromkeys(self._vocabulary.merges)  # of equal merges the first counts
+        merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in in_order)]
         try:
             with library_errors("build the byte-level tokenizer"):
                 library = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=cut.ignores_merges))
@@ -73,5 +75,6 @@ class ByteLevel:
             left, _, right = merge.partition(" ")
             if not {left, right, left + right} <= ids.keys():
                 raise FormatError(
-                    f"tokenizer.ggml.merges holds {merge!r}, which does not join two tokens of the vocabulary to a third."
+                    f"tokenizer.ggml.merges holds {merge!r:.80}, which does not join two tokens of the vocabulary to a "
+                    "third; the file is damaged"
                 )

@@ -18,7 +18,7 @@ def library_errors(doing: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
-        raise FormatError(f"The tokenizers library cannot {doing} with this file's vocabulary: {error}.") from error
+        raise FormatError(f"the tokenizers library cannot {doing} with this file's vocabulary: {error}") from error
 
 
 def without_surrogates(ids: Mapping[str, int]) -> dict[str, int]:

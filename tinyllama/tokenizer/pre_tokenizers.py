@@ -1,9 +1,10 @@
-"""Pre-tokenizers of byte-level BPE: how a text is cut into words, inside which tokens are then merged.
+r"""Pre-tokenizers of byte-level BPE: how a text is cut into words, inside which tokens are then merged.
 
 GGUF names one in tokenizer.ggml.pre. Its patterns are applied one after the other, each to the pieces that the one
 before left: what matches becomes a piece of its own, and so does what lies between two matches. They come from the
 models' own tokenizer.json files, as llama.cpp (llama-vocab.cpp, `llm_tokenizer_bpe`) adapted them, and are written for
-the Oniguruma engine that the tokenizers library uses; there \\s, \\p{L}, \\p{N} and \\p{P} mean Unicode's classes.
+the Oniguruma engine that the tokenizers library uses; there \s, \p{L}, \p{N} and \p{P} mean Unicode's classes.
+The library knows Unicode 16 and llama.cpp 15: words of the 5,000 characters that are new in 16 may be cut differently.
 """
 from __future__ import annotations
 
@@ -37,17 +38,18 @@ _SEED_CODER = "|".join((_CONTRACTION, _WORD, r"\p{N}", r" ?[^\s\p{L}\p{N}\r\n]+"
 _UFAKZEKA = "|".join((_WORD, r"\p{N}", _SYMBOLS, _SPACES))
 _BAILING = "|".join((_CONTRACTION, _WORD, r"\p{N}", _SYMBOLS, r"\s*[\r\n]|\s+(?!\S)|\s+"))
 _JAIS2 = "|".join(
-    (_CONTRACTION, _WORD, r"\p{N}{1,3}", _SYMBOLS, r"\s*[\r\n]+")
-    + tuple(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
-    + (r"\s",)
+    (
+        *(_CONTRACTION, _WORD, r"\p{N}{1,3}", _SYMBOLS, r"\s*[\r\n]+"),
+        *(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4, "1,2")),
+        r"\s",
+    )
 )
 # Case of ASCII letters only: a word also ends where a capital follows a small letter.
 _CAPITALS, _SMALLS = r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
 _CAMEL = rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}*{_SMALLS}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}+{_SMALLS}*"
-_TEKKEN = "|".join((*_CAMEL, r"\p{N}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", _SPACES))
-_GPT4O = "|".join(
-    (f"{_CAMEL[0]}{_CONTRACTION}?", f"{_CAMEL[1]}{_CONTRACTION}?", r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", _SPACES)
-)
+_PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+_TEKKEN = "|".join((*_CAMEL, r"\p{N}", _PATHS, _SPACES))
+_GPT4O = "|".join((*(f"{word}{_CONTRACTION}?" for word in _CAMEL), r"\p{N}{1,3}", _PATHS, _SPACES))
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uFF0C\u3001\u0964\u06D4\u060C)]+"
 _CJK = "[\u4E00-\u9FA5\u0800-\u4E00\uAC00-\uD7FF&&\\S]+"
 _DEEPSEEK3 = (

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ops.errors import TokenError
-from tinyllama.tokenizer.library import library_errors, without_surrogates
-from tinyllama.tokenizer.vocabulary import Vocabulary
+
+from .library import library_errors, without_surrogates
+from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
@@ -52,7 +53,7 @@ class SentencePiece:
         as_itself = bytes([byte]).decode("utf-8", "surrogateescape")
         id = ids.get(f"<0x{byte:02X}>", ids.get(as_itself, self._vocabulary.unknown))
         if id is None:
-            raise TokenError(f"The vocabulary has no token for the byte 0x{byte:02X} and none for unknown text.")
+            raise TokenError(f"the vocabulary has no token for the byte 0x{byte:02X} and none for unknown text")
         return id
 
     @cached_property
@@ -63,7 +64,7 @@ class SentencePiece:
         ids = without_surrogates(self._vocabulary.ids)
         by_score = np.argsort(-self._vocabulary.scores, kind="stable").tolist()
         ranked = [tokens[id] for id in by_score if ids.get(tokens[id]) == id]  # of equal tokens the last one counts
-        for character in sorted(set().union(*ranked) - ids.keys()):
+        for character in sorted(set[str]().union(*ranked) - ids.keys()):
             ids[character] = n_vocab + len(ids)  # any number beyond the vocabulary, each once
         unknown = SPACE * (max(map(len, ids)) + 1)  # longer than every token, so it is none of them
         ids[unknown] = n_vocab + len(ids)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import codecs
 
-from tinyllama.tokenizer.tokenizer import Tokenizer
+from .tokenizer import Tokenizer
 
 
 class StreamDecoder:

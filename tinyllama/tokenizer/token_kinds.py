@@ -51,8 +51,10 @@ ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 ENDING_ROLES = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
 # Each of these ends a generation, be there one or several of them.
-END_TEXTS = (*ROLES["eot"][1], "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "</s>", "<|eom_id|>", "[EOS]", "<eos>",
-             "[e~[")
+END_TEXTS = (
+    *ROLES["eot"][1],
+    *("<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "</s>", "<|eom_id|>", "[EOS]", "<eos>", "[e~["),
+)
 
 # gpt-oss: these mark up the answer and are shown with it.
 SHOWN_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")

@@ -1,17 +1,21 @@
 """Tokenizer: text to token ids and back, as llama.cpp does it (llama-vocab.cpp, `llama_vocab::impl::tokenize`)."""
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
 from ops.errors import TokenError
-from tinyllama.tokenizer.byte_level import ByteLevel
-from tinyllama.tokenizer.sentencepiece import SentencePiece
-from tinyllama.tokenizer.special_tokens import SpecialTokens
-from tinyllama.tokenizer.token_kinds import TokenKind
-from tinyllama.tokenizer.vocabulary import Vocabulary
 
+from .byte_level import ByteLevel
+from .library import without_surrogates
+from .sentencepiece import SentencePiece
+from .special_tokens import SpecialTokens
+from .token_kinds import TokenKind
+from .vocabulary import Vocabulary
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 _HIDDEN = frozenset({TokenKind.CONTROL, TokenKind.UNKNOWN})
 
 
@@ -68,8 +72,8 @@ class Tokenizer:
     def encode(self, text: str, *, add_bos: bool | None = None, parse_special: bool = True) -> list[int]:
         """Token ids of the text.
 
-        add_bos: None puts BOS before it and EOS behind it if the file says so (llama.cpp's add_special); True puts BOS
-        and no EOS; False neither.
+        add_bos: None puts BOS before it and EOS behind it if the file says so (llama.cpp's add_special); True puts BOS,
+        if the vocabulary has one, and no EOS; False neither.
         parse_special: whether the text of a control token, such as <|im_end|>, becomes that token; else it is spelled
         as any other text. User-defined tokens are always found.
 
@@ -79,8 +83,8 @@ class Tokenizer:
             data = text.encode()
         except UnicodeEncodeError as error:
             raise TokenError(
-                f"Character {error.start} of the text is a lone surrogate (U+{ord(text[error.start]):04X}), which no "
-                "token can stand for."
+                f"character {error.start} of the text is a lone surrogate (U+{ord(text[error.start]):04X}): was it "
+                "read from bytes that are not UTF-8?"
             ) from None
         vocabulary = self._vocabulary
         bos = vocabulary.bos if (vocabulary.adds_bos if add_bos is None else add_bos) else None
@@ -109,8 +113,8 @@ class Tokenizer:
             return self._model.token_bytes(token)
         if kind in _HIDDEN or kind == TokenKind.USER_DEFINED:
             return token.encode("utf-8", "surrogateescape")
-        if kind == TokenKind.BYTE and len(token) == 6:
-            return bytes.fromhex(token[3:5])
+        if kind == TokenKind.BYTE and (match := _BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(match[1])
         return b""  # unused
 
     def visible_piece(self, id: int) -> bytes:
@@ -140,14 +144,11 @@ class Tokenizer:
 
     def _tokens_of_kinds(self, kinds: frozenset[TokenKind]) -> SpecialTokens:
         tokens = self._vocabulary.tokens
-        ids = {
-            tokens[id].encode("utf-8", "surrogateescape"): id
-            for id, kind in enumerate(self._vocabulary.kinds)
-            if kind in kinds
-        }
-        return SpecialTokens(ids, self._vocabulary.strips_right)
+        ids = {tokens[id]: id for id, kind in enumerate(self._vocabulary.kinds) if kind in kinds}
+        texts = {token.encode(): id for token, id in without_surrogates(ids).items()}
+        return SpecialTokens(texts, self._vocabulary.strips_right)
 
     def _checked(self, id: int) -> int:
         if not 0 <= id < self._vocabulary.n_vocab:
-            raise TokenError(f"Token id {id} is outside the vocabulary of {self._vocabulary.n_vocab} tokens.")
+            raise TokenError(f"token id {id} is outside the vocabulary of {self._vocabulary.n_vocab} tokens")
         return id

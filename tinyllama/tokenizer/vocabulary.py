@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ops.errors import FormatError, ModelError
-from tinyllama.tokenizer.pre_tokenizers import PRE_TOKENIZERS
-from tinyllama.tokenizer.token_kinds import ROLES, TokenKind, find_roles
+
+from .pre_tokenizers import PRE_TOKENIZERS
+from .token_kinds import ROLES, TokenKind, find_roles
 
 _PREFIX = "tokenizer.ggml."
 MODELS = ("gpt2", "llama")
@@ -52,8 +53,9 @@ class Vocabulary:
         cut = PRE_TOKENIZERS["default" if spm else pre]
         tokens = [token or f"[EMPTY_{id}]" for id, token in enumerate(_texts(metadata, "tokens"))]
         n_vocab = len(tokens)
+        _check_unicode(tokens)
         if not tokens:
-            raise FormatError(f"The vocabulary is empty: {_PREFIX}tokens has no entries.")
+            raise FormatError(f"the vocabulary is empty: {_PREFIX}tokens has no entries")
         ids = dict(zip(tokens, range(n_vocab), strict=True))
         kinds = [int(TokenKind.NORMAL)] * n_vocab
         if _PREFIX + "token_type" in metadata:
@@ -89,15 +91,23 @@ def _model(metadata: Mapping[str, Any]) -> tuple[str, str]:
     """The kind of tokenizer and its pre-tokenizer."""
     model = _text(metadata, _PREFIX + "model")
     if not model:
-        raise FormatError(f"The file has no tokenizer: its metadata lacks {_PREFIX}model.")
+        raise FormatError(f"the file has no tokenizer: its metadata lacks {_PREFIX}model")
     if model not in MODELS:
         known = ", ".join(MODELS)
-        raise ModelError(f"The file's tokenizer is of the kind {model!r} ({_PREFIX}model); known here are {known}.")
+        raise ModelError(f"the file's tokenizer is of the kind {model!r} ({_PREFIX}model); known here are {known}")
     pre = _text(metadata, _PREFIX + "pre") or "default"
     if model == "gpt2" and pre not in PRE_TOKENIZERS:
         known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise ModelError(f"The file's pre-tokenizer is {pre!r} ({_PREFIX}pre); known here are {known}.")
+        raise ModelError(f"the file's pre-tokenizer is {pre!r} ({_PREFIX}pre); known here are {known}")
     return model, pre
+
+
+def _check_unicode(tokens: list[str]) -> None:
+    """U+DC80 ... U+DCFF stand for bytes that are no UTF-8 (surrogateescape); other surrogates stand for nothing."""
+    try:
+        "".join(tokens).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise FormatError(f"{_PREFIX}tokens holds a lone surrogate, which is no text; the file is damaged") from None
 
 
 def _strips_right(metadata: Mapping[str, Any], tokens: list[str]) -> frozenset[int]:
@@ -111,24 +121,24 @@ def _strips_right(metadata: Mapping[str, Any], tokens: list[str]) -> frozenset[i
 def _text(metadata: Mapping[str, Any], key: str) -> str:
     value = metadata.get(key, "")
     if not isinstance(value, str):
-        raise FormatError(f"{key} must be a text, not {type(value).__name__}; the file is damaged.")
+        raise FormatError(f"{key} must be a text, not {type(value).__name__}; the file is damaged")
     return value
 
 
 def _texts(metadata: Mapping[str, Any], name: str) -> list[str]:
     key = _PREFIX + name
     if key not in metadata:
-        raise FormatError(f"The metadata lacks {key}, without which text cannot be encoded.")
+        raise FormatError(f"the metadata lacks {key}, without which text cannot be encoded")
     value = metadata[key]
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise FormatError(f"{key} must be an array of texts; the file is damaged.")
+        raise FormatError(f"{key} must be an array of texts; the file is damaged")
     return value
 
 
 def _flag(metadata: Mapping[str, Any], name: str, *, default: bool) -> bool:
     value = metadata.get(_PREFIX + name, default)
     if not isinstance(value, (bool, np.bool_)):
-        raise FormatError(f"{_PREFIX}{name} must be true or false, not {value!r:.80}; the file is damaged.")
+        raise FormatError(f"{_PREFIX}{name} must be true or false, not {value!r:.80}; the file is damaged")
     return bool(value)
 
 
@@ -139,7 +149,7 @@ def _token_id(metadata: Mapping[str, Any], names: Iterable[str], n_vocab: int, *
         key = f"{_PREFIX}{name}_token_id"
         value = metadata.get(key, id)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
-            raise FormatError(f"{key} must be a token's id, not {value!r:.80}; the file is damaged.")
+            raise FormatError(f"{key} must be a token's id, not {value!r:.80}; the file is damaged")
         if value is not None and 0 <= value < n_vocab:
             id = int(value)
     return id
@@ -150,17 +160,17 @@ def _numbers(metadata: Mapping[str, Any], name: str, dtype_kinds: str, n_vocab: 
     key = _PREFIX + name
     value = metadata.get(key)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in dtype_kinds or value.ndim != 1:
-        raise FormatError(f"{key} must be an array of numbers, one for each token; the file is damaged.")
+        raise FormatError(f"{key} must be an array of numbers, one for each token; the file is damaged")
     if len(value) < n_vocab:
-        raise FormatError(f"{key} has {len(value)} entries for {n_vocab} tokens; the file is damaged.")
+        raise FormatError(f"{key} has {len(value)} entries for {n_vocab} tokens; the file is damaged")
     return value[:n_vocab]
 
 
 def _scores(metadata: Mapping[str, Any], n_vocab: int) -> np.ndarray:
     if _PREFIX + "scores" not in metadata:
-        raise FormatError(f"The metadata lacks {_PREFIX}scores, without which a SentencePiece vocabulary cannot encode.")
+        raise FormatError(f"the metadata lacks {_PREFIX}scores, without which a SentencePiece vocabulary cannot encode")
     scores = _numbers(metadata, "scores", "iuf", n_vocab).astype(np.float32)
     if np.isnan(scores).any():
         id = int(np.flatnonzero(np.isnan(scores))[0])
-        raise FormatError(f"{_PREFIX}scores holds no number for token {id}; the file is damaged.")
+        raise FormatError(f"{_PREFIX}scores holds no number for token {id}; the file is damaged")
     return scores

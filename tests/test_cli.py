@@ -1,0 +1,235 @@
+"""The command line, as a person meets it: stdout, stderr and the exit code."""
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tinyllama.cli.main import main
+
+ROOT = Path(__file__).parent.parent
+MODEL = str(ROOT / "tests" / "data" / "tiny" / "llama-mha.gguf")
+EXAMPLE = [sys.executable, str(ROOT / "examples" / "generate.py")]
+COMMAND = [sys.executable, "-m", "tinyllama"]
+
+
+def call(*argv: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *argv], capture_output=True, encoding="utf-8", timeout=120, **options)
+
+
+def refused(argv: list[str], capsys) -> tuple[int, str]:
+    """Exit code and the one line on stderr; stdout must be empty."""
+    try:
+        code = main(argv)
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    return code, err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("program", [EXAMPLE, [*COMMAND, "run"]], ids=["example", "run"])
+def test_stdout_is_the_continuation_and_nothing_else(program):
+    argv = [*program, "-m", MODEL, "-p", "Hello", "-n", "8", "--seed", "1", "--ignore-eos", "--verbose-prompt"]
+    first, second = (subprocess.run(argv, capture_output=True, encoding="utf-8", timeout=120) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout != ""
+    for told in (
+        "format       = GGUF v3", "arch         = llama", "n_vocab", "n_ctx", "n_embd", "n_head ", "n_head_kv", "n_layer",
+        "n_rot", "n_ff", "ftype", "model size", "params", "KV self size", "mmapped", "layers 0-", "load time", "seed: 1",
+        "prompt: ", "generation  =", "tokens/s", "peak memory",
+    ):  # fmt: skip
+        assert told in first.stderr
+
+
+def test_the_example_is_read_on_one_screen_and_uses_the_public_api():
+    text = (ROOT / "examples" / "generate.py").read_text("utf-8")
+    assert len(text.splitlines()) <= 60
+    assert not re.search(r"import _|\._[a-z]", text)
+
+
+def test_generation_flags_are_llama_cpps():
+    told = call("run", "--help").stdout
+    for flag in (
+        "-m", "-p", "-n", "-c", "-b", "-t", "-ngl", "-s", "--seed", "--temp", "--top-k", "--top-p", "--min-p",
+        "--repeat-penalty", "--backend", "--no-mmap", "--verbose-prompt", "-f", "--trace", "--weights-memory",
+    ):  # fmt: skip
+        assert re.search(rf"(^|\s){flag}[\s,]", told), flag
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["run", "-m", "no/such/file.gguf"], 1, "no/such/file.gguf"),
+        (["run", "-m", str(ROOT)], 1, "directory"),
+        (["run", "-m", MODEL, "-p", ""], 1, "the prompt is empty"),
+        (["run", "-m", MODEL, "-p", "x " * 5000], 1, "more than n_ctx"),
+        (["run", "-m", MODEL, "-p", "Hello Hello", "-c", "2"], 1, "more than n_ctx = 2"),
+        (["run", "-m", MODEL, "-f", "no_such_prompt.txt"], 1, "cannot read no_such_prompt.txt"),
+        (["run", "-m", MODEL, "--backend", "cuda9"], 1, "unknown backend 'cuda9': known are"),
+        (["run", "-m", MODEL, "--top-p", "2"], 1, "top_p = 2.0"),
+        (["run", "-m", MODEL, "--repeat-penalty", "0"], 1, "repeat_penalty = 0"),
+        (["run", "-m", MODEL, "--trace", "no/such/folder/t.json"], 1, "cannot write the trace"),
+        (["run", "-m", MODEL, "-n", "-2"], 2, "-n/--n-predict: -2 is out of range"),
+        (["run", "-m", MODEL, "-n", "many"], 2, "'many' is not a whole number"),
+        (["run", "-m", MODEL, "-c", "-1"], 2, "-c/--ctx-size: -1 is out of range"),
+        (["run", "-m", MODEL, "-b", "0"], 2, "-b/--batch-size: 0 is out of range"),
+        (["run", "-m", MODEL, "-t", "0"], 2, "-t/--threads: 0 is out of range"),
+        (["run", "-m", MODEL, "-ngl", "some"], 2, "-ngl"),
+        (["run", "-m", MODEL, "--temp", "nan"], 2, "nan is not a finite number"),
+        (["run", "-m", MODEL, "--temp", "warm"], 2, "'warm' is not a number"),
+        (["run", "-m", MODEL, "--top-k", "-3"], 2, "--top-k: -3"),
+        (["run", "-m", MODEL, "--seed", "-2"], 2, "-s/--seed: -2"),
+        (["run", "-m", MODEL, "--mirostat", "1"], 2, "--mirostat"),
+        (["run", "-m", MODEL, "--logit-bias", "7"], 2, "expected a token id and a bias"),
+        (["run", "-m", MODEL, "--weights-memory", "lots"], 2, "--weights-memory"),
+        (["run", "-m", MODEL, "--weights-memory", "-1G"], 2, "--weights-memory"),
+        (["run", "-m", MODEL, "-p", "a", "-f", "b"], 2, "not allowed with"),
+        (["run", "--no-such-flag"], 2, "--no-such-flag"),
+        (["no-such-command"], 2, "no-such-command"),
+        (["bench", "-m", MODEL, "-p", "0", "-n", "0"], 1, "nothing to measure"),
+        (["bench", "-m", MODEL, "-p", "100000"], 1, "more than the model's context"),
+        (["bench", "-m", MODEL, "-r", "0"], 2, "-r/--repetitions: 0"),
+        (["bench", "-m", MODEL, "-p", "5,x"], 2, "'x' is not a whole number"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_an_exit_code(argv, code, says, capsys):
+    got, line = refused(argv, capsys)
+    assert (got, says in line) == (code, True), line
+
+
+def test_a_prompt_file_that_is_no_utf8(tmp_path, capsys):
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(b"good \xff bad")
+    code, line = refused(["run", "-m", MODEL, "-f", str(path)], capsys)
+    assert (code, "0xff at offset 5" in line) == (1, True), line
+    path.write_bytes(b"")
+    assert "the prompt is empty" in refused(["run", "-m", MODEL, "-f", str(path)], capsys)[1]
+
+
+def test_a_prompt_file_is_read_without_its_last_newline(tmp_path, capsys):
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(b"Hello\n")
+    results = []
+    for source in (["-f", str(path)], ["-p", "Hello"]):
+        assert main(["run", "-m", MODEL, "-n", "5", "--temp", "0", "--ignore-eos", *source]) == 0
+        results.append(capsys.readouterr().out)
+    assert results[0] == results[1]
+
+
+def test_escapes_in_a_prompt(capsys):
+    def tokens(*flags):
+        assert main(["run", "-m", MODEL, "-n", "0", "--verbose-prompt", *flags]) == 0
+        return re.search(r"prompt: (\d+) tokens", capsys.readouterr().err)[1]
+
+    assert tokens("-p", r"a\nb") == tokens("-p", "a\nb") != tokens("--no-escape", "-p", r"a\nb")
+
+
+def test_a_full_context_is_told(capsys):
+    assert main(["run", "-m", MODEL, "-p", "Hello", "-c", "12", "-n", "-1", "--ignore-eos"]) == 0
+    assert "the context is full (n_ctx = 12)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a single process")
+@pytest.mark.parametrize("program", [EXAMPLE, [*COMMAND, "run"]], ids=["example", "run"])
+def test_ctrl_c_ends_the_text_prints_timings_and_exits_130(program):
+    argv = [*program, "-m", MODEL, "-c", "100000", "-n", "-1", "--ignore-eos", "-p", "Hello"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(40)  # the text has begun
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"tokens/s" in err
+    assert b"Traceback" not in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes that break in this way")
+def test_a_broken_pipe_is_no_error_to_tell():
+    argv = [*COMMAND, "run", "-m", MODEL, "-c", "100000", "-n", "-1", "--ignore-eos", "-p", "Hello"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        err = process.stderr.read()
+        process.wait(60)
+    assert process.returncode == 141
+    assert b"Traceback" not in err
+    assert b"Exception" not in err
+
+
+def test_trace_has_a_line_for_every_op_of_every_step(tmp_path):
+    from tinyllama import Model
+
+    path = tmp_path / "trace.jsonl"
+    done = call("run", "-m", MODEL, "-p", "Hello", "-n", "3", "--ignore-eos", "--temp", "0", "--trace", str(path))
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    graph = Model.load(MODEL).graph
+    names = [n.output.name for n in graph.nodes]
+    assert [r["name"] for r in records] == names * 3  # the prompt's step, and a step after each token but the last
+    assert {r["step"] for r in records} == {0, 1, 2}
+    scores = next(r for r in records if r["name"] == "kq_masked-0")
+    assert scores["nonfinite"] > 0  # the future is masked with -inf
+    down = next(r for r in records if r["name"] == "ffn_out-1")
+    T, (m, n) = down["shape"][0], Model.load(MODEL).tensors["blk.1.ffn_down.weight"].shape
+    assert down["flops"] == 2 * T * m * n
+    assert down["gflops"] == pytest.approx(down["flops"] / down["seconds"] / 1e9)
+    assert {p.name for p in tmp_path.iterdir()} == {"trace.jsonl"}  # no half file
+
+
+def test_bench_formats(capsys):
+    argv = ["bench", "-m", MODEL, "-p", "8", "-n", "4", "-d", "0,3", "-r", "2", "-t", "1", "-pg", "4,2"]
+    assert main([*argv, "-o", "json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [(r["n_prompt"], r["n_gen"], r["n_depth"]) for r in results] == [
+        (8, 0, 0), (0, 4, 0), (4, 2, 0), (8, 0, 3), (0, 4, 3), (4, 2, 3),
+    ]  # fmt: skip
+    for r in results:
+        assert len(r["samples_ts"]) == 2
+        assert r["avg_ts"] == pytest.approx(sum(r["samples_ts"]) / 2)
+        assert r["samples_ts"][0] == pytest.approx(1e9 * (r["n_prompt"] + r["n_gen"]) / r["samples_ns"][0])
+        assert r["stddev_ts"] >= 0
+    assert main([*argv, "-o", "csv"]) == 0
+    assert [row["n_depth"] for row in csv.DictReader(capsys.readouterr().out.splitlines())] == ["0"] * 3 + ["3"] * 3
+    assert main(argv) == 0
+    table = capsys.readouterr().out
+    for name in ("pp8", "tg4", "pp4+tg2", "pp8 @ d3", "t/s"):
+        assert name in table
+
+
+def test_profile_shows_ops_beside_the_peak(capsys):
+    assert main(["bench", "-m", MODEL, "-p", "8", "-n", "0", "-r", "1", "--profile"]) == 0
+    out = capsys.readouterr().out
+    for told in ("matmul", "attention", "GFLOP/s", "of peak", "dispatch", "peak, measured"):
+        assert told in out
+
+
+def test_help_and_import_cost_little():
+    """Under 0.3 s is the aim, on a quiet machine; what can be tested anywhere is that nothing heavy is imported."""
+    code = "import sys, tinyllama, tinyllama.cli.main; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout.split()
+    assert not {"tokenizers", "jinja2", "huggingface_hub", "PIL", "tqdm", "asyncio"} & set(loaded)
+    began = time.perf_counter()
+    assert call("--help").returncode == 0
+    print(f"tinyllama --help: {time.perf_counter() - began:.2f} s")
+
+
+def test_a_package_that_hides_ours_is_named(tmp_path):
+    (tmp_path / "backends").mkdir()
+    (tmp_path / "backends" / "__init__.py").write_text("'''something else'''")
+    done = subprocess.run(
+        [sys.executable, "-c", "import tinyllama"], capture_output=True, encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "needs its own package 'backends'" in last
+    assert str(tmp_path) in last
