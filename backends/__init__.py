@@ -1,4 +1,5 @@
 """tinyllama's backends: how operations are computed, and where."""
+
 from .base import Backend, Event, Observer, Options, Plan, kernel
 from .registry import get_backend, known_backends
 

@@ -19,6 +19,7 @@ What a backend has no kernel for is found in this order:
 A graph is prepared once, by `compile`, and run often. The default plan is a loop over kernels; a device overrides `compile`
 to bind its arguments once, to plan its buffers by lifetime, or to capture the launches.
 """
+
 from __future__ import annotations
 
 import os
@@ -160,7 +161,7 @@ class Backend:
         """The op's formula as a kernel: operands downloaded, what it wrote written back, the result uploaded."""
 
         def run(*operands: Buffer, **attrs: Any) -> Buffer:
-            arrays = [x if isinstance(x, Tensor) else self.download(x) for x in operands]
+            arrays: list[Any] = [x if isinstance(x, Tensor) else self.download(x) for x in operands]
             result = op.formula(*arrays, **attrs)
             for operand, buffer, array in zip(op.inputs, operands, arrays, strict=True):
                 if operand.written:

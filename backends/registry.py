@@ -1,4 +1,5 @@
 """Backends by name: those of installed packages (entry point group `tinyllama.backends`), or `module:Class`."""
+
 from __future__ import annotations
 
 import importlib

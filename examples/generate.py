@@ -1,4 +1,5 @@
 """Complete a prompt with a real model:  python examples/generate.py -p "Once upon a time" -n 64"""
+
 import sys
 
 from tinyllama import Model
@@ -31,13 +32,14 @@ def generate(args) -> int:
         context=model.context(n_batch=args.batch_size),
     )
     print(f"seed: {generation.sampler.seed}\n", file=sys.stderr)
+    code = 0
     try:
         for piece in generation:  # the prompt is read before the first piece, then a step a token
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
-        pass
+        code = terminal.INTERRUPTED
     print(timings_summary(generation), file=sys.stderr)
-    return 130 if generation.stop_reason == "interrupted" else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """tinyllama's operations: what each one means. Formulas, shapes, costs and block formats; nothing is computed fast here."""
+
 from .activation import silu, swiglu
 from .attention import attention, attention_mix, attention_scores, causal_mask
 from .blocks import FORMATS, BlockFormat
@@ -15,7 +16,35 @@ from .softmax import softmax
 from .tensor import Tensor, dense
 
 __all__ = [
-    "FORMATS", "OPS", "BlockFormat", "Cost", "Graph", "Node", "Op", "Operand", "Tensor", "Value",
-    "add", "add_bias", "attention", "attention_mix", "attention_scores", "causal_mask", "dense", "embedding", "get_rows",
-    "kv_write", "layer", "matmul", "merge_heads", "mul", "op", "rmsnorm", "rope", "silu", "softmax", "split_heads", "swiglu",
+    "FORMATS",
+    "OPS",
+    "BlockFormat",
+    "Cost",
+    "Graph",
+    "Node",
+    "Op",
+    "Operand",
+    "Tensor",
+    "Value",
+    "add",
+    "add_bias",
+    "attention",
+    "attention_mix",
+    "attention_scores",
+    "causal_mask",
+    "dense",
+    "embedding",
+    "get_rows",
+    "kv_write",
+    "layer",
+    "matmul",
+    "merge_heads",
+    "mul",
+    "op",
+    "rmsnorm",
+    "rope",
+    "silu",
+    "softmax",
+    "split_heads",
+    "swiglu",
 ]

@@ -3,6 +3,7 @@
 The formula of a fused op is written with other ops. Run on Values it is a small graph, and that graph is the pattern. So the
 definition, the decomposition for backends without a kernel, and what fusion looks for are one piece of code.
 """
+
 from __future__ import annotations
 
 from collections import Counter

@@ -1,12 +1,13 @@
 """A graph is ops applied to values: what a model's equations leave behind when they are called on Values instead of arrays.
 
-    graph = Graph()
-    x = graph.leaf("x", ("T", 4))          # "T": a size known only when a step runs
-    w = graph.leaf("w", (8, 4))
-    with layer(0):
-        y = matmul(x, w, name="ffn_up")    # one Node, which makes the Value ffn_up-0 of shape [T, 8]
-    graph.outputs = [y]
+graph = Graph()
+x = graph.leaf("x", ("T", 4))          # "T": a size known only when a step runs
+w = graph.leaf("w", (8, 4))
+with layer(0):
+    y = matmul(x, w, name="ffn_up")    # one Node, which makes the Value ffn_up-0 of shape [T, 8]
+graph.outputs = [y]
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence

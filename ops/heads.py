@@ -1,14 +1,15 @@
 """The columns of a matrix seen as heads, and back: the same memory with another shape."""
-from .op import op
+
+from .op import Array, op
 
 
 @op("x[T, n] -> y[T, h, n // h]", where="n % h == 0", view=True)
-def split_heads(x, *, h):
+def split_heads(x: Array, *, h: int) -> Array:
     """y[t, i] = x[t, i*d : (i+1)*d], d = n / h"""
     return x.reshape(len(x), h, -1)
 
 
 @op("x[T, h, d] -> y[T, h * d]", view=True)
-def merge_heads(x):
+def merge_heads(x: Array) -> Array:
     """The heads of a row side by side again."""
     return x.reshape(len(x), -1)

@@ -1,11 +1,12 @@
 """Normalisation: every row is brought to one scale before it is multiplied."""
+
 import numpy as np
 
-from .op import op
+from .op import Array, op
 
 
 @op("x[T, n], weight[n] -> y[T, n]", flops="4*T*n")
-def rmsnorm(x, weight, *, eps):
+def rmsnorm(x: Array, weight: Array, *, eps: float) -> Array:
     """y = x / sqrt(mean(x^2) + eps) * weight                                  Zhang & Sennrich 2019, eq. 4"""
     mean_square = np.mean(x * x, axis=-1, keepdims=True)
     return x / np.sqrt(mean_square + x.dtype.type(eps)) * weight

@@ -13,6 +13,7 @@ may lie in quantised blocks; `cache![C, k, d]` is written, and no other operand 
 expression (`y[T, h*d]`), an attribute, or a new letter, which then stays symbolic. An output has the dtype of the first float
 operand. From the signature come shape inference and its errors, the table in the docs, and the cases that tests draw.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -27,6 +28,7 @@ from .graph import Dim, Shape, Value
 
 OPS: dict[str, Op] = {}  # every op by its name
 
+Array = Any  # numpy's, of whichever float; or a Value, which records what is done with it
 Formula = Callable[..., Any]
 _OPERAND = re.compile(r"(?P<name>\w+)(?P<written>!?)(?::(?P<dtype>\w+))?\[(?P<dims>[^\]]*)\]")
 

@@ -1,12 +1,13 @@
 """Rotary position embedding: a query and a key are turned by angles that grow with their positions, so that their dot
 product depends on how far apart they are and on nothing else.                                       Su et al. 2021"""
+
 import numpy as np
 
-from .op import op
+from .op import Array, op
 
 
 @op("x[T, h, d], positions:int[T], freqs[r] -> y[T, h, d]", flops="6*T*h*r", where="2 * r <= d")
-def rope(x, positions, freqs, *, neox=False):
+def rope(x: Array, positions: Array, freqs: Array, *, neox: bool = False) -> Array:
     """Turn pair i of the first 2*r components of each head by the angle positions[t] * freqs[i]       Su et al. 2021, eq. 34
 
     Pair i is (x[2i], x[2i+1]) in the paper and in LLaMA's files ("norm", interleaved), (x[i], x[i+r]) in GPT-NeoX's

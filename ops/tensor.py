@@ -1,4 +1,5 @@
 """A tensor as it lies in a file: rows of blocks, floats or quantised, seen through a view that reads nothing until touched."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """numpy's kernels against the float64 formulas, and the contract's defaults."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -44,9 +45,7 @@ def cases(draw: st.DrawFn, op: Op) -> list[np.ndarray]:
         "tokens": rng.integers(0, size["V"], size["T"]),
         "ids": rng.integers(0, size["T"], size["U"]),
     }
-    return [
-        integers[o.name] if o.dtype == "int" else rng.standard_normal([size[d] for d in o.dims]) * scale for o in op.inputs
-    ]
+    return [integers[o.name] if o.dtype == "int" else rng.standard_normal([size[d] for d in o.dims]) * scale for o in op.inputs]
 
 
 @pytest.mark.parametrize("name", sorted(NUMPY.kernels))
@@ -60,7 +59,8 @@ def test_kernel_agrees_with_the_float64_formula(name):
         single = [a.astype(np.float32) if a.dtype == np.float64 else a for a in arrays]
         double = [a.astype(np.float64) if a.dtype == np.float32 else a.copy() for a in single]
         before = [a.copy() for a in single]
-        truth, ours = op.formula(*double, **attrs), NUMPY.kernels[name](*single, **attrs)
+        operands = [tensor(a) if o.dtype == "weight" else a for o, a in zip(op.inputs, single, strict=True)]
+        truth, ours = op.formula(*double, **attrs), NUMPY.kernels[name](*operands, **attrs)
         assert ours.dtype == np.float32
         assert ours.shape == truth.shape
         for operand, array, was in zip(op.inputs, single, before, strict=True):

@@ -1,4 +1,5 @@
 """Block formats, bit for bit against the `gguf` package (llama.cpp's own Python implementation)."""
+
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,17 @@ from ops.blocks import BY_GGML_TYPE, FORMATS, BlockFormat
 from ops.tensor import Tensor
 
 HALVES_AT = {  # byte positions of the float16 scales and minima, from ggml-common.h
-    "F16": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
-    "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+    "F16": [0],
+    "Q4_0": [0],
+    "Q4_1": [0, 2],
+    "Q5_0": [0],
+    "Q5_1": [0, 2],
+    "Q8_0": [0],
+    "Q2_K": [80, 82],
+    "Q3_K": [108],
+    "Q4_K": [0, 2],
+    "Q5_K": [0, 2],
+    "Q6_K": [208],
 }
 every_format = pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
 
@@ -45,7 +55,19 @@ def dequantize(fmt: BlockFormat, blocks: NDArray[np.uint8]) -> NDArray[np.float3
 
 def test_formats_are_ggmls() -> None:
     assert set(FORMATS) == {
-        "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+        "F32",
+        "F16",
+        "BF16",
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q8_0",
+        "Q2_K",
+        "Q3_K",
+        "Q4_K",
+        "Q5_K",
+        "Q6_K",
     }
     for name, fmt in FORMATS.items():
         ggml_type = gguf.GGMLQuantizationType[name]
@@ -73,9 +95,7 @@ def test_every_bit_pattern_of_the_scales(name: str) -> None:
 
 
 @every_format
-@pytest.mark.parametrize(
-    "rows", [slice(None), slice(3, 9), slice(0, 0), slice(10, None, 3), np.array([7, 0, 7])], ids=str
-)
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 9), slice(0, 0), slice(10, None, 3), np.array([7, 0, 7])], ids=str)
 def test_rows_of_a_tensor(fmt: BlockFormat, rows: slice | NDArray[np.int64]) -> None:
     n_rows, n_blocks = 13, 3
     data = random_blocks(fmt, n_rows * n_blocks, 1).reshape(n_rows, -1)

@@ -1,4 +1,5 @@
 """The command line, as a person meets it: stdout, stderr and the exit code."""
+
 from __future__ import annotations
 
 import csv
@@ -226,7 +227,7 @@ def test_a_package_that_hides_ours_is_named(tmp_path):
     (tmp_path / "backends").mkdir()
     (tmp_path / "backends" / "__init__.py").write_text("'''something else'''")
     done = subprocess.run(
-        [sys.executable, "-c", "import tinyllama"], capture_output=True, encoding="utf-8",
+        [sys.executable, "-c", "import tinyllama"], capture_output=True, encoding="utf-8", cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
     )  # fmt: skip
     assert done.returncode == 1

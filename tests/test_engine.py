@@ -1,4 +1,5 @@
 """The engine around the graph: contexts, placement over several backends, and what is refused."""
+
 from __future__ import annotations
 
 import threading
@@ -166,7 +167,9 @@ def write(path: Path, arch: str = "llama", *, metadata=None, change=None, leave_
     writer = gguf.GGUFWriter(path, arch)
     for key, value in values.items():
         if value is not None:
-            add = {float: writer.add_float32, str: writer.add_string, list: writer.add_array}.get(type(value), writer.add_uint32)
+            add = {float: writer.add_float32, str: writer.add_string, list: writer.add_array}.get(
+                type(value), writer.add_uint32
+            )
             add(f"{arch}.{key}", value)
     rng = np.random.default_rng(0)
     for name, shape in (shapes | (change or {})).items():
@@ -217,7 +220,7 @@ def test_a_file_that_shrank_is_seen_before_the_next_step(tmp_path):
     context.eval([1])
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
-    with pytest.raises(FormatError, match="m.gguf"):
+    with pytest.raises(FormatError, match=r"m\.gguf"):
         context.eval([2])
     assert context.tokens == [1]
 

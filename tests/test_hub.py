@@ -1,4 +1,5 @@
 """Fetching from a Hugging Face Hub: the real huggingface_hub against a small server of our own."""
+
 from __future__ import annotations
 
 import http.server
@@ -80,8 +81,12 @@ def found(address: str) -> tuple[Path | None, str]:
         "except TinyLlamaError as error: sys.exit(f'{type(error).__name__}: {error}')"
     )
     process = subprocess.run(
-        [sys.executable, "-c", script, address], env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, encoding="utf-8", timeout=60, check=False,
+        [sys.executable, "-c", script, address],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
     )
     return (Path(process.stdout.removesuffix("\n")) if process.returncode == 0 else None), process.stderr
 

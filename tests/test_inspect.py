@@ -1,4 +1,5 @@
 """`tinyllama inspect` on a file that the `gguf` package wrote."""
+
 from __future__ import annotations
 
 import argparse

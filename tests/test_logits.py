@@ -1,8 +1,8 @@
 """Logits of whole models against PyTorch's: tests/golden/ makes the files, and says how.
 
-Errors are max |a - b| / max |b| over all logits compared. Observed with the numpy backend, in float32: up to 2e-6 for the
-tiny models (torch's own float32 is off by 1.5e-6), 3e-6 for SmolLM2's 30 layers. The smallest mistake tried, an attention
-scale wrong by 0.1 %, moves the tiny models' logits by 7e-4.
+Errors are max |a - b| / max |b| over all logits compared. Observed with the numpy backend, in float32: up to 2e-6 for
+the tiny models (torch's own float32 is off by 1.5e-6), 3e-6 for SmolLM2's 30 layers. The smallest mistake tried, an
+attention scale wrong by 0.1 %, moves the tiny models' logits by 7e-4.
 """
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def name(request: pytest.FixtureRequest) -> str:
 def run_eagerly(model: Model, tokens: NDArray[Any], dtype: type) -> NDArray[Any]:
     """The architecture's function on plain arrays: no graph, no backend."""
     weights = {key: dense(leaf, dtype) for key, leaf in model.leaves.items()}
-    caches = {key: np.zeros((len(tokens), *shape), dtype) for key, (_, shape) in model.cache_shapes().items()}
+    caches: dict[str, NDArray[Any]] = {
+        key: np.zeros((len(tokens), *shape), dtype) for key, (_, shape) in model.cache_shapes().items()
+    }
     every = np.arange(len(tokens))
     logits: NDArray[Any] = architecture(model.config.arch).equations(
         model.config, weights, lambda kind, i: caches[f"cache_{kind}_l{i}"], tokens, positions=every, out_ids=every
@@ -116,7 +118,8 @@ def test_one_token_after_the_other_agrees_with_pytorch(name: str) -> None:
 def test_contexts_do_not_disturb_each_other(name: str) -> None:
     """Two prompts read in turns, a few tokens at a time, by two contexts of one model."""
     model, golden = load(name), golden_of(name)
-    contexts, parts = [model.context(), model.context()], [[], []]
+    contexts = [model.context(), model.context()]
+    parts: list[list[NDArray[Any]]] = [[], []]
     for start in range(0, 48, 4):
         for context, part, i in zip(contexts, parts, (2, 3), strict=True):
             if tokens := golden[f"prompt_{i}"][start : start + 4].tolist():

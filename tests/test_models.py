@@ -1,4 +1,5 @@
 """Finding a model by name or path; fetching has tests of its own, test_fetch.py and test_hub.py."""
+
 from __future__ import annotations
 
 import argparse
@@ -55,9 +56,7 @@ def test_a_name_comes_before_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     ],
 )
 @pytest.mark.skipif(os.name != "posix", reason="/xdg is an absolute path on POSIX only")
-def test_cache_folder(
-    platform: str, variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_folder(platform: str, variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ["TINYLLAMA_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"]:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

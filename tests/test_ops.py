@@ -1,4 +1,5 @@
 """What each op means: formulas written again here, element by element from their papers, in plain Python loops."""
+
 from __future__ import annotations
 
 import math
@@ -74,7 +75,7 @@ def test_rows_heads_and_sums():
     np.testing.assert_array_equal(ops.get_rows(x, np.array([2])), x[2:])
     np.testing.assert_array_equal(ops.split_heads(x, h=2)[:, 1], x[:, 2:])
     np.testing.assert_array_equal(ops.merge_heads(ops.split_heads(x, h=2)), x)
-    np.testing.assert_array_equal(ops.add_bias(x, np.arange(4.0)), x + [[0, 1, 2, 3]])
+    np.testing.assert_array_equal(ops.add_bias(x, np.arange(4.0)), x + np.array([0, 1, 2, 3]))
     np.testing.assert_allclose(ops.matmul(x, table), [[sum(a * b) for b in table] for a in x], **CLOSE)
 
 

@@ -72,7 +72,7 @@ def test_top_p_keeps_the_smallest_nucleus(logits: list[float], p: float) -> None
     dropped = set(range(len(logits))) - set(kept)
     total = math.fsum(probs[i] for i in kept)
     assert total >= p - ROUNDING  # it has the mass
-    assert len(kept) == 1 or total - min(probs[i] for i in kept) < p + ROUNDING  # and would not have it without its last
+    assert len(kept) == 1 or total - min(probs[i] for i in kept) < p + ROUNDING  # and needs its last
     assert all(probs[i] >= probs[j] - ROUNDING for i in kept for j in dropped)
 
 
@@ -158,8 +158,8 @@ def test_steps_follow_each_other_as_in_llama_cpp(
 
 
 def test_draws_follow_the_distribution() -> None:
-    """Chi-squared over 8 candidates: mean 7, deviation sqrt(14) = 3.7. Beyond 7 + 6 * 3.7 lies less than one run in 2000;
-    the seed is fixed, so that this run is always the same."""
+    """Chi-squared over 8 candidates has mean 7 and deviation sqrt(14) = 3.7; beyond 7 + 6 * 3.7 lies less than one run
+    in 2000. The seed is fixed, so that this run is always the same."""
     logits = np.linspace(0, 2, 8).astype(np.float32)
     n, counts = 20_000, Counter(many(Sampling(temp=0.7, top_k=0, top_p=1, min_p=0, seed=3), logits, 20_000))
     probs = probabilities([float(x) / 0.7 for x in logits])
@@ -248,7 +248,8 @@ WRONG = [
     ("temp", math.nan), ("temp", math.inf), ("temp", "1"), ("temp", None), ("temp", True), ("top_k", 1.5),
     ("top_k", "40"), ("top_p", 1.5), ("top_p", -0.1), ("top_p", math.nan), ("min_p", 2), ("min_p", math.nan), ("typical_p", -1),
     ("repeat_penalty", 0), ("repeat_penalty", -1), ("repeat_penalty", math.inf), ("repeat_last_n", -2),
-    ("repeat_last_n", 0.5), ("presence_penalty", math.nan), ("frequency_penalty", math.inf), ("mirostat", 3),
+    ("repeat_last_n", 0.5),
+    ("presence_penalty", math.nan), ("frequency_penalty", math.inf), ("mirostat", 3),
     ("mirostat", 1), ("mirostat_tau", -1), ("mirostat_eta", math.nan), ("seed", -2), ("seed", 1.5),
     ("logit_bias", {1: math.nan}), ("logit_bias", {1: math.inf}), ("logit_bias", {-1: 0.0}), ("logit_bias", {"a": 0.0}),
 ]  # fmt: skip

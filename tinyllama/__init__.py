@@ -1,4 +1,5 @@
 """tinyllama: a LLaMA engine to read. `Model.load("smollm2").generate("Once upon a time")`"""
+
 from __future__ import annotations
 
 import importlib.util

@@ -1,4 +1,5 @@
 """`python -m tinyllama` is the command `tinyllama`."""
+
 import sys
 
 from .cli.main import main

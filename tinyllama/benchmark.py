@@ -1,4 +1,5 @@
 """How fast a model runs: llama-bench's two tests, a prompt of p tokens and the generation of n, each after d others."""
+
 from __future__ import annotations
 
 import platform

@@ -1,4 +1,5 @@
 """From a model file to the graph of its architecture."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -16,12 +17,14 @@ from .architectures import Architecture, architecture
 from .config import Config, config_from
 from .formats.model_file import ModelFile
 
+Leaf = Tensor | NDArray[Any]
+
 
 @dataclass(frozen=True)
 class Built:
     config: Config
     graph: Graph
-    leaves: Mapping[str, Tensor | NDArray[Any]]  # what stays the same from step to step: weights and constants
+    leaves: Mapping[str, Leaf]  # what stays the same from step to step: weights and constants
 
 
 def build(file: ModelFile) -> Built:
@@ -29,7 +32,7 @@ def build(file: ModelFile) -> Built:
     arch = architecture(str(file.metadata.get("general.architecture", "(none named)")))
     config = config_from(file.metadata, _n_vocab(file))
     weights = _checked(file, arch, config)
-    leaves = {**weights, "rope_freqs": rope_frequencies(config, weights.get("rope_freqs.weight"))}
+    leaves: dict[str, Leaf] = {**weights, "rope_freqs": rope_frequencies(config, weights.get("rope_freqs.weight"))}
     graph = Graph()
     logits = arch.equations(
         config,
@@ -87,7 +90,7 @@ def _checked(file: ModelFile, arch: Architecture, config: Config) -> dict[str, T
 class _Leaves(Mapping[str, Value]):
     """What an architecture's equations take for weights: looking one up makes the graph's leaf."""
 
-    def __init__(self, graph: Graph, leaves: Mapping[str, Tensor | NDArray[Any]]) -> None:
+    def __init__(self, graph: Graph, leaves: Mapping[str, Leaf]) -> None:
         self._graph, self._leaves = graph, leaves
 
     def __getitem__(self, name: str) -> Value:

@@ -1,4 +1,5 @@
 """A conversation with a model: messages, its own template, and a context that is not read twice."""
+
 from __future__ import annotations
 
 from collections.abc import Generator

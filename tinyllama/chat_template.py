@@ -1,4 +1,5 @@
 """A model's chat template: a Jinja program in the model's file that turns messages into the text of a prompt."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """The sizes and constants of a model, read from its metadata and checked before anything is built from them."""
+
 from __future__ import annotations
 
 import math

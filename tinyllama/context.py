@@ -1,4 +1,5 @@
 """The state of one generation: what has been read so far, as keys and values of every layer."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

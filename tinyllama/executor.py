@@ -1,4 +1,5 @@
 """Runs a graph: one prepared plan for each run of nodes on the same backend, values handed over only at the borders."""
+
 from __future__ import annotations
 
 from collections import Counter

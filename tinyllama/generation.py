@@ -1,10 +1,14 @@
 """From a prompt to text: prefill, then one token after the other."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from backends.base import Observer
 from ops.errors import ContextFullError, OptionError, TokenError
@@ -26,14 +30,6 @@ class Timings:
     prompt_seconds: float = 0.0
     generated_tokens: int = 0
     generation_seconds: float = 0.0
-
-    @property
-    def prompt_per_second(self) -> float:
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
-
-    @property
-    def generated_per_second(self) -> float:
-        return self.generated_tokens / self.generation_seconds if self.generation_seconds else 0.0
 
 
 class Generation:
@@ -126,7 +122,7 @@ class Generation:
             self.timings.generation_seconds += perf_counter() - began
         self.stop_reason = "length"
 
-    def _prefill(self):
+    def _prefill(self) -> NDArray[np.float32]:
         context, began = self.context, perf_counter()
         known = 0  # tokens of the prompt that the context holds; the last one is read anyway, for its logits
         for held, asked in zip(context.tokens, self.prompt[:-1], strict=False):

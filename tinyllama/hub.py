@@ -1,4 +1,5 @@
 """Getting a model from the Hugging Face Hub through huggingface_hub, which keeps its own cache and settings (HF_*)."""
+
 from __future__ import annotations
 
 from pathlib import Path

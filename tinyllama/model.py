@@ -1,4 +1,5 @@
 """A model: config, weights, tokenizer and graph, none of which changes. What changes is in a Context."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """Which models can be named, and how what a person typed becomes a file: a name, a path, or hf:OWNER/REPO/FILE.gguf."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """Which layer, with its part of the KV cache, lives on which backend."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
 """Where the time of a step goes: the ops of many steps summed up, beside what the machine can do."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

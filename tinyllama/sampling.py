@@ -5,6 +5,7 @@ temperature, draw. Each step that cuts takes the logits of the candidates and gi
 in ascending order; what follows it sees the distribution of these alone. So candidates are always in the vocabulary's
 order, and a draw does not depend on which of two nearly equal logits rounding put first.
 """
+
 from __future__ import annotations
 
 import math

@@ -5,6 +5,7 @@ program loop for hours, or fill the memory with a string. So here each loop iter
 clock, and each value made is counted and weighed. That holds between operations; since none works on more than
 SIZE_LIMIT, each ends soon.
 """
+
 from __future__ import annotations
 
 import re
@@ -48,9 +49,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self, extensions: Sequence[str | type[Extension]], functions: dict[str, Any], filters: dict[str, Any]):
         # optimized=False: constants are computed at rendering, under the limits, not while the program is compiled
-        super().__init__(
-            trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=_finalize, extensions=extensions
-        )
+        super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=_finalize, extensions=extensions)
         self.made = 0
         self.deadline = monotonic() + TIME_LIMIT_S
         kept = {name: self.globals[name] for name in ("range", "dict", "cycler", "joiner")}

@@ -1,4 +1,5 @@
 """What a run tells the person who started it: the model and where it lives, the prompt's tokens, the timings."""
+
 from __future__ import annotations
 
 import sys
@@ -61,11 +62,16 @@ def timings_summary(generation: Generation) -> str:
         lines.append("on the host, for want of a kernel: " + ", ".join(f"{op} x{n}" for op, n in on_host.items()))
     lines += [
         f"load time   = {context.model.load_seconds + context.model.warm_up_seconds:8.2f} s",
-        f"prompt      = {t.prompt_seconds:8.2f} s, {t.prompt_tokens:5} tokens, {t.prompt_per_second:8.2f} tokens/s",
-        f"generation  = {t.generation_seconds:8.2f} s, {t.generated_tokens:5} tokens, {t.generated_per_second:8.2f} tokens/s",
+        f"prompt      = {_speed(t.prompt_tokens, t.prompt_seconds)}",
+        f"generation  = {_speed(t.generated_tokens, t.generation_seconds)}",
         f"peak memory = {peak_memory()}",
     ]
     return "\n".join(lines)
+
+
+def _speed(tokens: int, seconds: float) -> str:
+    per_second = tokens / seconds if seconds else 0.0
+    return f"{seconds:8.2f} s, {tokens:5} tokens, {per_second:8.2f} tokens/s"
 
 
 def peak_memory() -> str:

@@ -1,4 +1,5 @@
 """A record of a run: for each op what it made, how large that was, and how fast it went."""
+
 from __future__ import annotations
 
 import json

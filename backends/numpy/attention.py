@@ -4,6 +4,7 @@ The scores of all queries against all keys would be h * T * S numbers that trave
 queries has so few that they stay in the core's cache, it skips the keys that all of its queries may not see, and blocks run on
 several cores. Dividing by the sum of exp is left to the end, where it costs d numbers a row and not S.   cf. Dao et al. 2022
 """
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,5 @@
 """numpy: BLAS does the products, array operations the rest, a block of rows at a time on all cores."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -44,11 +45,12 @@ class Numpy(Backend):
     # Products
 
     @kernel(ops.matmul)
-    def matmul(self, x: Array, weight: Tensor | Array) -> Array:
-        if not isinstance(weight, Tensor):
-            return x @ weight.T
+    def matmul(self, x: Array, weight: Tensor) -> Array:
         dense = self.weights.get(weight)
-        return self.weights.multiply(x, weight) if dense is None else x @ dense.T
+        if dense is None:
+            return self.weights.multiply(x, weight)
+        y: Array = x @ dense.T
+        return y
 
     @kernel(ops.attention)
     def attention(self, q: Array, keys: Array, values: Array, positions: NDArray[Any], *, scale: float) -> Array:

@@ -1,4 +1,5 @@
 """Work on several cores: numpy gives up Python's lock inside an array operation, so plain threads run side by side."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

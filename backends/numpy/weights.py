@@ -4,6 +4,7 @@ BLAS multiplies floats only. Kept in float32 a weight is read at 4 bytes a step,
 makes this backend's decode as fast as memory and no faster. Under a budget too small for all, each weight that does not fit is
 converted a few rows at a time: slow, but a 65B model then runs in the memory of its quantised file, shared between processes.
 """
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """The block formats of weights, one file a family. `FORMATS["Q4_0"]` is a format by its name."""
+
 from . import floats, k_quants, legacy
 from .block import FORMATS, BlockFormat
 

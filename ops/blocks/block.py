@@ -1,4 +1,5 @@
 """What a block format is: how a few weights in a row are packed into a few bytes."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """F32, F16, BF16: a block is one number."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -4,6 +4,7 @@ The layouts are ggml's (`block_q2_K` ... in ggml-common.h, `dequantize_row_*` in
 request 1684 of llama.cpp). The order of the float operations is that of the `gguf` package, so results are equal to its
 bit for bit. In the drawings a group is 32 weights and a sub-block 16 or 32, both numbered in the order of the weights.
 """
+
 from __future__ import annotations
 
 from typing import Any

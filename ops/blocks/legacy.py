@@ -3,6 +3,7 @@
 The layouts are ggml's (`block_q4_0` ... in ggml-common.h, `dequantize_row_*` in ggml-quants.c). The order of the float
 operations is that of the `gguf` package, so results are equal to its bit for bit.
 """
+
 from __future__ import annotations
 
 import numpy as np

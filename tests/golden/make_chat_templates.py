@@ -3,9 +3,9 @@
     pip install transformers jinja2 gguf
     python tests/golden/make_chat_templates.py llama.cpp/tests/test-chat-template.cpp SmolLM2-135M-Instruct.Q4_1.gguf
 
-rewrites tests/data/chat_templates.json. Templates and expected texts come from llama.cpp's own test (MIT licence, Copyright
-(c) 2023-2026 The ggml authors). Taken are those that transformers renders to the very text that llama.cpp expects; the
-others rely on llama.cpp's repairs, such as merging the system message into the user's. Zephyr's template
+rewrites tests/data/chat_templates.json. Templates and expected texts come from llama.cpp's own test (MIT licence,
+Copyright (c) 2023-2026 The ggml authors). Taken are those that transformers renders to the very text that llama.cpp
+expects; the others rely on llama.cpp's repairs, such as merging the system message into the user's. Zephyr's template
 (HuggingFaceH4/zephyr-7b-beta, MIT) and that of SmolLM2's GGUF file (Apache-2.0) are rendered by transformers alone.
 """
 from __future__ import annotations

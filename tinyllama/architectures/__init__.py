@@ -1,4 +1,5 @@
 """The architectures that run here, by the name that a file gives in `general.architecture`."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

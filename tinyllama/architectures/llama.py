@@ -4,14 +4,30 @@ The same lines run on arrays, step by step in a debugger, and on the Values of a
 `w` maps a tensor's name in the file to the tensor; `cache(kind)` gives the keys or the values of the layer we are in.
 Comments at line ends give shapes: T tokens in this step, S positions in sight (those before, and these), U rows of logits.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ops import (
-    add, add_bias, attention_mix, attention_scores, causal_mask, embedding, get_rows, kv_write, layer, matmul, merge_heads, mul,
-    rmsnorm, rope, silu, softmax, split_heads,
+    add,
+    add_bias,
+    attention_mix,
+    attention_scores,
+    causal_mask,
+    embedding,
+    get_rows,
+    kv_write,
+    layer,
+    matmul,
+    merge_heads,
+    mul,
+    rmsnorm,
+    rope,
+    silu,
+    softmax,
+    split_heads,
 )  # fmt: skip
 
 from ..config import Config
@@ -78,7 +94,11 @@ def tensors(cfg: Config) -> dict[str, tuple[int, ...]]:
         shapes |= {f"blk.{i}.{norm}.weight": (n,) for norm in ("attn_norm", "ffn_norm")}
         shapes |= {f"blk.{i}.{name}.weight": shape for name, shape in products.items()}
         shapes |= {f"blk.{i}.{name}.bias": shape[:1] for name, shape in products.items()}
-    return shapes | {"output_norm.weight": (n,), "output.weight": (cfg.n_vocab, n), "rope_freqs.weight": (cfg.n_rot // 2,)}
+    return shapes | {
+        "output_norm.weight": (n,),
+        "output.weight": (cfg.n_vocab, n),
+        "rope_freqs.weight": (cfg.n_rot // 2,),
+    }
 
 
 def optional(tensor: str) -> bool:

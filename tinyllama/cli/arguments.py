@@ -1,4 +1,5 @@
 """Flags that several commands share. Names and defaults are llama.cpp's."""
+
 from __future__ import annotations
 
 import argparse
@@ -74,8 +75,22 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     add_model_name(group)
     add = group.add_argument
-    add("-c", "--ctx-size", type=integer(0), default=0, metavar="N", help="places of the context; 0: the model's own (default)")
-    add("-b", "--batch-size", type=integer(1), default=512, metavar="N", help="prompt tokens computed at once (default: 512)")
+    add(
+        "-c",
+        "--ctx-size",
+        type=integer(0),
+        default=0,
+        metavar="N",
+        help="places of the context; 0: the model's own (default)",
+    )
+    add(
+        "-b",
+        "--batch-size",
+        type=integer(1),
+        default=512,
+        metavar="N",
+        help="prompt tokens computed at once (default: 512)",
+    )
     add("-t", "--threads", type=integer(1, 1024), default=None, metavar="N", help="threads (default: all cores)")
     add_placement_arguments(parser)
 
@@ -87,8 +102,13 @@ def add_placement_arguments(parser: argparse.ArgumentParser) -> None:
         help="layers on the backend's device; no effect on numpy, which has none")  # fmt: skip
     add("--backend", default="numpy", metavar="NAME", help="numpy, an installed one, or module:Class (default: numpy)")
     add("--no-mmap", dest="mmap", action="store_false", help="read the file into memory instead of mapping it")
-    add("--weights-memory", type=memory_size, default=None, metavar="SIZE",
-        help="memory for weights in float32, such as 6G; what does not fit is converted at every use (default: what is free)")
+    add(
+        "--weights-memory",
+        type=memory_size,
+        default=None,
+        metavar="SIZE",
+        help="memory for weights in float32, such as 6G; what does not fit is converted at every use (default: what is free)",
+    )
     add("--no-fuse", dest="fuse", action="store_false", help="run primitive ops only, none fused")
 
 
@@ -104,10 +124,22 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add("--frequency-penalty", type=number, default=0.0, metavar="X", help="0: off (default)")
     add("--top-k", type=integer(0), default=40, metavar="N", help="the N likeliest; 0: all (default: 40)")
     add("--typical", type=number, default=1.0, metavar="P", help="locally typical sampling; 1: off (default)")
-    add("--top-p", type=number, default=0.95, metavar="P", help="the likeliest that together have P; 1: off (default: 0.95)")
+    add(
+        "--top-p",
+        type=number,
+        default=0.95,
+        metavar="P",
+        help="the likeliest that together have P; 1: off (default: 0.95)",
+    )
     add("--min-p", type=number, default=0.05, metavar="P", help="at least P times the likeliest; 0: off (default: 0.05)")
     add("--temp", type=number, default=0.8, metavar="X", help="temperature; 0: always the likeliest (default: 0.8)")
-    add("--mirostat", type=int, choices=(0, 2), default=0, help="2: mirostat 2 in place of top-k, top-p, ... (default: 0)")
+    add(
+        "--mirostat",
+        type=int,
+        choices=(0, 2),
+        default=0,
+        help="2: mirostat 2 in place of top-k, top-p, ... (default: 0)",
+    )
     add("--mirostat-ent", type=number, default=5.0, metavar="X", help="its target, in bits (default: 5)")
     add("--mirostat-lr", type=number, default=0.1, metavar="X", help="its learning rate (default: 0.1)")
 
@@ -127,9 +159,22 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     source = group.add_mutually_exclusive_group()
     source.add_argument("-p", "--prompt", default=None, metavar="TEXT", help=f"text to continue (default: {DEFAULT_PROMPT})")
     source.add_argument("-f", "--file", type=Path, default=None, metavar="FILE", help="a file with the text to continue")
-    add("-e", "--escape", action="store_true", default=True, help="read \\n, \\t, \\\\ in the prompt as escapes (default)")
+    add(
+        "-e",
+        "--escape",
+        action="store_true",
+        default=True,
+        help="read \\n, \\t, \\\\ in the prompt as escapes (default)",
+    )
     add("--no-escape", dest="escape", action="store_false", help="leave backslashes in the prompt alone")
-    add("-n", "--n-predict", type=integer(-1), default=128, metavar="N", help="tokens to generate; -1: no limit (default: 128)")
+    add(
+        "-n",
+        "--n-predict",
+        type=integer(-1),
+        default=128,
+        metavar="N",
+        help="tokens to generate; -1: no limit (default: 128)",
+    )
     add("--ignore-eos", action="store_true", help="go on after the model's end-of-text token")
     add("--verbose-prompt", action="store_true", help="print the prompt's tokens before generating")
 

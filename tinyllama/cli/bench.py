@@ -1,4 +1,5 @@
 """`tinyllama bench`: tokens a second, and where the time goes."""
+
 from __future__ import annotations
 
 import argparse
@@ -35,12 +36,40 @@ def pair(text: str) -> tuple[int, int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-m", "--model", action="append", metavar="MODEL", help=f"may be given several times (default: {DEFAULT_MODEL})")
-    add("-p", "--n-prompt", type=integers(0), default=[512], metavar="N,..", help="prompt lengths; 0: none (default: 512)")
-    add("-n", "--n-gen", type=integers(0), default=[128], metavar="N,..", help="tokens generated; 0: none (default: 128)")
-    add("-pg", type=pair, action="append", default=[], metavar="P,N", help="a prompt of P, then N generated, timed together")
+    add(
+        "-p",
+        "--n-prompt",
+        type=integers(0),
+        default=[512],
+        metavar="N,..",
+        help="prompt lengths; 0: none (default: 512)",
+    )
+    add(
+        "-n",
+        "--n-gen",
+        type=integers(0),
+        default=[128],
+        metavar="N,..",
+        help="tokens generated; 0: none (default: 128)",
+    )
+    add(
+        "-pg",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="P,N",
+        help="a prompt of P, then N generated, timed together",
+    )
     add("-d", "--n-depth", type=integers(0), default=[0], metavar="N,..", help="tokens read before the clock starts")
     add("-r", "--repetitions", type=integer(1), default=5, metavar="N", help="runs of each test (default: 5)")
-    add("-b", "--batch-size", type=integer(1), default=512, metavar="N", help="prompt tokens computed at once (default: 512)")
+    add(
+        "-b",
+        "--batch-size",
+        type=integer(1),
+        default=512,
+        metavar="N",
+        help="prompt tokens computed at once (default: 512)",
+    )
     add("-t", "--threads", type=integers(1), default=[None], metavar="N,..", help="thread counts (default: all cores)")
     add("-o", "--output", choices=("md", "json", "csv"), default="md", help="format of the results (default: md)")
     add("--profile", action="store_true", help="also print, for each test, time, GFLOP/s and GB/s by op beside the peak")
@@ -65,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
                 model.warm_up()
                 for case in todo:
                     bar.set_description(case.name)
-                    results.append(bench(model, case, repetitions=args.repetitions, n_batch=args.batch_size, progress=bar.update))
+                    results.append(
+                        bench(model, case, repetitions=args.repetitions, n_batch=args.batch_size, progress=bar.update)
+                    )
                     if args.profile:
                         profiles.append(profile_table(model, case, args.batch_size))
     {"md": print_markdown, "json": print_json, "csv": print_csv}[args.output](results)

@@ -1,4 +1,5 @@
 """`tinyllama graph`: a model's graph as a table or a picture."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,5 @@
 """`tinyllama inspect`: what a model file says about itself, and its tensors. No weight is read."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,5 @@
 """`tinyllama COMMAND`: finds the command and runs it."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

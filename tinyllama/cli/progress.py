@@ -1,4 +1,5 @@
 """A bar for what takes long, on a terminal only."""
+
 from __future__ import annotations
 
 from ..model import Model

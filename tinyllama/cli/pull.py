@@ -1,4 +1,5 @@
 """`tinyllama pull`: fetch a model, and print where it lies."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,5 @@
 """`tinyllama run`: complete a prompt."""
+
 from __future__ import annotations
 
 import argparse
@@ -6,7 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from .arguments import (
-    add_model_arguments, add_prompt_arguments, add_sampling_arguments, load_model, note, prompt_from, sampling_from,
+    add_model_arguments,
+    add_prompt_arguments,
+    add_sampling_arguments,
+    load_model,
+    note,
+    prompt_from,
+    sampling_from,
 )  # fmt: skip
 
 HELP = "complete a prompt; stdout holds the text and nothing else"
@@ -26,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from ..summary import load_summary, prompt_summary, timings_summary
     from ..trace import Trace
     from .progress import warm_up
+    from .terminal import INTERRUPTED
 
     prompt, sampling = prompt_from(args), sampling_from(args)
     args.fuse = args.fuse and not args.trace
@@ -47,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
             observe=trace,
         )
         note(f"seed: {generation.sampler.seed}\n")
+        code = 0
         try:
             for piece in generation:
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
-            pass
+            code = INTERRUPTED
     note(timings_summary(generation))
-    return 130 if generation.stop_reason == "interrupted" else 0
+    return code

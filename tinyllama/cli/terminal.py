@@ -1,4 +1,5 @@
 """A command at a terminal: what goes wrong is told in one sentence, and becomes an exit code."""
+
 from __future__ import annotations
 
 import argparse

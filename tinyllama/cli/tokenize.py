@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stdin", action="store_true", help="read the text from standard input")
     add("--ids", action="store_true", help="print only the ids, as [1, 2, 3]")
     add("--no-bos", action="store_true", help="add no tokens before and behind the text, even if the model wants them")
-    add("--no-parse-special", action="store_true", help="read the text of control tokens, such as <|im_end|>, as plain text")
-    add("--no-escape", dest="escape", action="store_false", help="leave backslashes alone (default: \\n, \\t, ... are escapes)")
+    add("--no-parse-special", action="store_true", help="take <|im_end|> and the like as plain text")
+    add("--no-escape", dest="escape", action="store_false", help="leave backslashes alone (else \\n, \\t ... are read)")
     add("--show-count", action="store_true", help="print the number of tokens")
 
 

@@ -1,7 +1,8 @@
 """Pictures of a model's graph, as .svg or .png.
 
-    draw(model.graph, Path("layer.svg"), layer=0, title="SmolLM2 135M")
+draw(model.graph, Path("layer.svg"), layer=0, title="SmolLM2 135M")
 """
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """What of a graph is drawn: one layer's ops with what comes in and goes out, or the model with its layers folded up."""
+
 from __future__ import annotations
 
 from collections import deque

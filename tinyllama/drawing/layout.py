@@ -4,6 +4,7 @@ Boxes get ranks (below everything they need), an order within their rank (few cr
 straight down), and edges run through lanes of their own. A lane is a place in every rank between the two ends, kept
 free like a box is, so no edge can pass through a foreign box; between two ranks there is nothing but edges.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

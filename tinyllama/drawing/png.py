@@ -1,4 +1,5 @@
 """A scene as PNG bytes, painted with Pillow at twice the scene's size."""
+
 from __future__ import annotations
 
 import io

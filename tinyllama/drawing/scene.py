@@ -1,4 +1,5 @@
 """The finished picture as rectangles, texts, curves and triangles, in pixels: what svg.py writes and png.py paints."""
+
 from __future__ import annotations
 
 import re

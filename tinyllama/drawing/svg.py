@@ -1,4 +1,5 @@
 """A scene as SVG text: opens in any browser, scales without loss, and tells an op's formula where the pointer rests."""
+
 from __future__ import annotations
 
 from itertools import pairwise

@@ -1,4 +1,5 @@
 """Readers of model files, one file a format; every one gives a ModelFile."""
+
 from __future__ import annotations
 
 import stat

@@ -1,4 +1,5 @@
 """What every reader of a file format gives: metadata by GGUF's key names, and tensors that are read when touched."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

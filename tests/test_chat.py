@@ -1,0 +1,387 @@
+"""Chat templates against llama.cpp's and transformers' renderings, hostile ones, and the logic of a conversation."""
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ops.errors import ContextFullError, ModelError, TinyLlamaError
+from tinyllama import sandbox
+from tinyllama.chat import ChatSession, render
+from tinyllama.cli.chat import converse
+from tinyllama.sampling import Sampling
+
+GOLDEN = json.loads((Path(__file__).parent / "data" / "chat_templates.json").read_text("utf-8"))
+HELLO = [{"role": "user", "content": "Hello"}]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+# --- rendering -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
+def test_renders_as_llama_cpp_and_transformers_do(case: dict[str, str]) -> None:
+    rendered = render(
+        case["template"], GOLDEN["messages"], bos_token=case["bos_token"], eos_token=case["eos_token"]
+    )
+    assert rendered == case["expected"]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("  {% if true %}\n  x\n  {% endif %}\ny", "  x\ny"),  # lstrip_blocks and trim_blocks
+        ("{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "02345678"),
+        ("{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
+        ("{{ {'b': '<é>', 'a': [1, none, true]} | tojson }}", '{"b": "<é>", "a": [1, null, true]}'),  # not &lt;
+        ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}!", "Hello!"),
+        ("{{ missing is defined }}{{ missing }}", "False"),
+        ("{{ tools | length }}{{ strftime_now('%Y') | int > 2000 }}", "2True"),
+        ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1"),
+        ("{% for k, v in {'a': 1}.items() %}{{ k ~ v ~ loop.last }}{% endfor %}", "a1True"),
+        ("{{ messages[-1:][0]['content'] ~ ('a', 'b') | join('-') }}", "Helloa-b"),
+        ("{{ '%s' % 'c' }}{{ '{}'.format('d') }}", "cd"),
+    ],
+)  # fmt: skip
+def test_the_language_of_templates(template: str, expected: str) -> None:
+    """Expected by the documentation of Jinja and of transformers' chat templates."""
+    assert render(template, HELLO, tools=["a", "b"]) == expected
+
+
+def test_a_long_conversation_is_no_attack() -> None:
+    messages = [{"role": role, "content": "word " * 200} for _ in range(500) for role in ("user", "assistant")]
+    expected = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    assert render(CHATML, messages, add_generation_prompt=False) == expected  # a million characters
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ raise_exception('Roles must alternate') }}", "refuses this conversation: Roles must alternate"),
+        ("{% if %}", "cannot be used: line 1: Expected an expression"),
+        ("a\n{% for m in messages %}", "cannot be used: line 2"),
+        ("{{ messages | no_such_filter }}", "No filter named 'no_such_filter'"),
+        ("{{ missing.attribute }}", "failed: 'missing' is undefined"),
+        ("{{ 1 // 0 }}", "failed: integer division or modulo by zero"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply"),
+        ("x" * 500_001, "has 500001 characters"),
+    ],
+)
+def test_a_bad_template_is_told_in_one_sentence(template: str, told: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        render(template, HELLO)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% include 'FILE' %}",
+        "{% import 'FILE' as x %}{{ x }}",
+        "{% extends 'FILE' %}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ raise_exception.__globals__['__builtins__']['open']('FILE').read() }}",
+        "{{ cycler.__init__.__globals__.os.popen('cat FILE').read() }}",
+        "{{ (''|attr('__class__')).__mro__ }}",
+        "{{ '{0.__class__.__mro__}'.format(1) }}",
+        "{{ ('{0.__class__}' | string).format_map({}) }}",
+        "{{ self._TemplateReference__context.environment }}",
+        "{{ messages.append('x') }}",
+        "{{ messages[0].update({'content': 'x'}) }}",
+    ],
+)
+def test_a_template_reaches_nothing_outside(template: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("SECRET")
+    try:
+        rendered = render(template.replace("FILE", secret.as_posix()), HELLO)
+    except ModelError:
+        return
+    assert rendered == ""  # an unsafe attribute reads as undefined, which prints as nothing
+
+
+def doubling(step: str, start: str = "'aaaa'") -> str:
+    return f"{{% set n = namespace(a={start}) %}}{{% for i in range(60) %}}{step}{{% endfor %}}{{{{ n.a }}}}"
+
+
+HUGE = {
+    "power": "{{ 10 ** (10 ** 10) }}",
+    "squares": doubling("{% set n.a = n.a * n.a %}", "10"),
+    "times": "{{ 'a' * 10 ** 10 }}",
+    "list times": "{{ [1] * 10 ** 10 }}",
+    "range": "{{ range(10 ** 10) | list }}",
+    "width": "{{ '{:1000000000}'.format(1) }}",
+    "width from outside": "{{ '{:{w}}'.format(1, w=1000000000) }}",
+    "percent": "{{ '%1000000000d' % 1 }}",
+    "percent star": "{{ '%*d' % (1000000000, 1) }}",
+    "ljust": "{{ 'a'.ljust(1000000000) }}",
+    "center": "{{ 'a' | center(1000000000) }}",
+    "indent": "{{ ('a\n' * 100000) | indent(1000000) }}",
+    "tojson": "{{ [1, 2] | tojson(indent=1000000000) }}",
+    "replace": "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
+    "join": "{{ (['a'] * 100000) | join('y' * 1000000) }}",
+    "lipsum": "{{ lipsum(n=1000000000) }}",
+    "output": "{% for a in range(100000) %}{% for b in range(100000) %}" + "x" * 1000 + "{% endfor %}{% endfor %}",
+    "tilde": doubling("{% set n.a = n.a ~ n.a %}"),
+    "plus": doubling("{% set n.a = n.a + n.a %}"),
+    "block": doubling("{% set n.a %}{{ n.a }}{{ n.a }}{% endset %}"),
+    "macro": "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}" + doubling("{% set n.a = f(n.a) %}"),
+    "lists": doubling("{% set n.a = [n.a, n.a] %}"),
+    "tuples": doubling("{% set n.a = (n.a, n.a) %}"),
+    "dicts": doubling("{% set n.a = {'a': n.a, 'b': n.a} %}"),
+    "dict()": doubling("{% set n.a = dict(a=n.a, b=n.a) %}"),
+    "arguments": "{% macro f() %}{% set n.a = varargs %}{% endmacro %}" + doubling("{{ f(n.a, n.a) }}"),
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_template_cannot_fill_the_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "SIZE_LIMIT", 1_000_000)  # a tenth, to be quick
+    refusals = "stopped: |access to attribute|No filter named|Range too big|'lipsum' is undefined|nested too deeply"
+    with pytest.raises(ModelError, match=refusals):
+        render(HUGE[name], HELLO)
+
+
+ENDLESS = {
+    "loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% for c in range(100000) %}{% endfor %}"
+    + "{% endfor %}{% endfor %}",
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(100) }}",
+    "filters": "{% for a in range(100000) %}{{ range(100000) | sum }}{% endfor %}",
+    "map": "{{ range(100000) | map('string') | map('upper') | map('lower') | map('trim') | list | length }}" * 100,
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_template_cannot_run_for_ever(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "TIME_LIMIT_S", 0.2)
+    with pytest.raises(ModelError, match=r"stopped: it ran for more than 0\.2 seconds"):
+        render(ENDLESS[name], HELLO)
+
+
+# --- a conversation --------------------------------------------------------------------------------------------------
+
+
+class FakeModel:
+    """A model whose replies are given: what ChatSession asks of it is written down. Tokens are characters."""
+
+    def __init__(self, *replies: list[Any], template: str | None = CHATML) -> None:
+        self.metadata = {} if template is None else {"tokenizer.chat_template": template}
+        self.replies = list(replies)
+        self.prompts: list[str] = []
+        self.asked: dict[str, Any] = {}
+        self.add_bos: list[bool | None] = []
+        self.tokenizer = SimpleNamespace(bos=1, eos=2, piece=lambda id: [b"", b"<s>", b"</s>"][id], encode=self.encode)
+
+    def context(self) -> str:
+        return "a new context"
+
+    def encode(self, text: str, *, add_bos: bool | None, parse_special: bool) -> list[int]:
+        assert parse_special
+        self.add_bos.append(add_bos)
+        return [ord(c) for c in text]
+
+    def generate(self, tokens: list[int], **asked: Any) -> FakeGeneration:
+        self.prompts.append("".join(map(chr, tokens)))
+        self.asked = asked
+        pieces = self.replies.pop(0)
+        if isinstance(pieces, Exception):
+            raise pieces
+        return FakeGeneration(pieces)
+
+
+class FakeGeneration:
+    def __init__(self, pieces: list[Any]) -> None:
+        self.stop_reason: str | None = None
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            if isinstance(piece, BaseException):
+                self.stop_reason = "interrupted"
+                raise piece
+            yield piece
+        self.stop_reason = "end"
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+def test_every_turn_gives_the_whole_conversation() -> None:
+    model: Any = FakeModel(["Hi", " you"], ["Fine"])
+    sampling = Sampling(temp=0)
+    session = ChatSession(model, system="Be kind", sampling=sampling, n_predict=9)
+    assert list(session.say("Hello")) == ["Hi", " you"]
+    assert list(session.say("How?")) == ["Fine"]
+    first = "<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    second = first + "Hi you<|im_end|>\n<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n"
+    assert model.prompts == [first, second]
+    assert model.asked == {"n_predict": 9, "sampling": sampling, "context": "a new context"}
+    assert session.messages == [{"role": "system", "content": "Be kind"}, *turns("Hello", "Hi you", "How?", "Fine")]
+    assert session.stop_reason == "end"
+
+
+def test_reset_keeps_the_system_message_only() -> None:
+    model: Any = FakeModel(["Hi"])
+    session = ChatSession(model, system="Be kind", context="given")  # type: ignore[arg-type]
+    list(session.say("Hello"))
+    session.reset()
+    assert session.messages == [{"role": "system", "content": "Be kind"}]
+    assert session.context == "given"
+
+
+def test_what_was_said_before_an_interruption_stays() -> None:
+    model: Any = FakeModel(["One", " two", KeyboardInterrupt()], ["Fine"])
+    session = ChatSession(model)
+    with pytest.raises(KeyboardInterrupt):
+        list(session.say("Count"))
+    assert session.messages == turns("Count", "One two")
+    assert session.stop_reason == "interrupted"
+    assert list(session.say("Go on")) == ["Fine"]
+    assert session.messages == turns("Count", "One two", "Go on", "Fine")
+
+
+def test_a_caller_may_stop_listening() -> None:
+    model: Any = FakeModel(["One", " two", " three"])
+    session = ChatSession(model)
+    reply = session.say("Count")
+    assert next(reply) == "One"
+    reply.close()
+    assert session.messages == turns("Count", "One")
+    assert session.stop_reason == "interrupted"
+
+
+@pytest.mark.parametrize("failure", [ContextFullError("full"), [KeyboardInterrupt()], [ContextFullError("full")]])
+def test_a_turn_that_fails_before_the_reply_leaves_no_trace(failure: Any) -> None:
+    model: Any = FakeModel(["Hi"], failure, ["Fine"])
+    session = ChatSession(model)
+    list(session.say("Hello"))
+    with pytest.raises((ContextFullError, KeyboardInterrupt)):
+        list(session.say("Long"))
+    assert session.messages == turns("Hello", "Hi")
+    assert list(session.say("Short")) == ["Fine"]
+    assert session.messages == turns("Hello", "Hi", "Short", "Fine")
+
+
+def test_an_empty_reply_is_a_reply() -> None:
+    model: Any = FakeModel([])
+    session = ChatSession(model)
+    assert list(session.say("Hello")) == []
+    assert session.messages == turns("Hello", "")
+
+
+def test_a_template_that_refuses_leaves_the_session_usable() -> None:
+    template = "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    session = ChatSession(FakeModel(["Hi"], template=template))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="refuses this conversation: no"):
+        list(session.say("bad"))
+    assert session.messages == []
+    assert list(session.say("good")) == ["Hi"]
+
+
+@pytest.mark.parametrize("template", [None, "", " \n"])
+def test_a_model_without_a_template(template: str | None) -> None:
+    with pytest.raises(ModelError, match=r"has no chat template.*tinyllama run"):
+        ChatSession(FakeModel(template=template))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("template", "add_bos"), [("{{ bos_token }}x", False), ("x{{ bos_token }}", None), ("{{ eos_token }}x", None)]
+)
+def test_bos_is_not_doubled(template: str, add_bos: bool | None) -> None:
+    model: Any = FakeModel(["Hi"], template=template)
+    list(ChatSession(model).say("Hello"))
+    assert model.add_bos == [add_bos]
+    assert model.prompts == [template.replace("{{ bos_token }}", "<s>").replace("{{ eos_token }}", "</s>")]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def conversation(monkeypatch: pytest.MonkeyPatch, stdin: str, *replies: Any) -> tuple[ChatSession, FakeModel]:
+    model: Any = FakeModel(*replies)
+    monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+    return ChatSession(model), model
+
+
+def test_each_line_is_a_turn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    session, model = conversation(monkeypatch, "Hello\n\n  How are you? \n", ["Hi", " you"], ["Fine"])
+    assert converse(session) == 0
+    assert capsys.readouterr().out == "Hi you\nFine\n"  # replies and nothing else
+    assert len(model.prompts) == 2
+
+
+def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    session, model = conversation(monkeypatch, "/help\nHello\n/reset\n/etc is?\n/quit\nnever\n", ["Hi"], ["A folder"])
+    assert converse(session) == 0
+    out, err = capsys.readouterr()
+    assert out == "Hi\nA folder\n"
+    assert "/reset begins a new conversation" in err
+    assert "Hello" not in model.prompts[1]
+    assert session.messages == turns("/etc is?", "A folder")
+
+
+def test_ctrl_c_stops_the_reply_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    session, _ = conversation(monkeypatch, "Count\nGo on\n", ["One", KeyboardInterrupt()], ["Fine"])
+    assert converse(session) == 0
+    assert capsys.readouterr().out == "One\nFine\n"
+
+
+def test_a_script_learns_of_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, _ = conversation(monkeypatch, "Hello\n", ContextFullError("the prompt does not fit"))
+    with pytest.raises(TinyLlamaError, match="does not fit"):
+        converse(session)
+
+
+def test_at_a_terminal_an_error_does_not_end_the_conversation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session, _ = conversation(monkeypatch, "", ContextFullError("the prompt does not fit"), ["Hi"])
+    lines = iter(["long", "Hello"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, "/quit"))
+    assert converse(session) == 0
+    out, err = capsys.readouterr()
+    assert out == "Hi\n"
+    assert "the prompt does not fit" in err
+
+
+# --- a real model ----------------------------------------------------------------------------------------------------
+
+
+def test_the_second_turn_reads_only_what_is_new(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinyllama import Model
+
+    model = Model.load(smollm2, n_ctx=512)
+    session = ChatSession(model, system="Answer in one short sentence.", sampling=Sampling(temp=0), n_predict=24)
+    read: list[int] = []
+    evaluate = session.context.eval
+    monkeypatch.setattr(
+        session.context, "eval", lambda tokens, *a, **k: read.append(len(tokens)) or evaluate(tokens, *a, **k)
+    )
+    first = "".join(session.say("What is the capital of France?"))
+    assert "Paris" in first  # as an atlas says
+    assert session.stop_reason == "end"
+
+    read.clear()
+    second = "".join(session.say("And of Italy?"))
+    new = "<|im_end|>\n<|im_start|>user\nAnd of Italy?<|im_end|>\n<|im_start|>assistant\n"
+    assert read[0] == len(model.tokenize(new))  # the first step of the turn; the reply is in the cache already
+    assert set(read[1:]) == {1}
+
+    # reading everything anew gives the same reply
+    whole = ChatSession(model, system="Answer in one short sentence.", sampling=Sampling(temp=0), n_predict=24)
+    whole.messages = session.messages[:-2]
+    assert "".join(whole.say("And of Italy?")) == second
