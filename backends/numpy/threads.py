@@ -20,18 +20,15 @@ class Threads:
 
     def each(self, function: Callable[[slice], None], parts: Sequence[slice]) -> None:
         """Call `function` for every part, the calling thread doing its share."""
-        if self._pool is None or len(parts) == 1:
-            for part in parts:
-                function(part)
-            return
         left = iter(parts)  # a list's iterator is taken from by one thread at a time
 
         def work() -> None:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"):  # an overflow to inf is often right on the way, and told by the result if not
                 for part in left:
                     function(part)
 
-        others = [self._pool.submit(work) for _ in range(min(self.n, len(parts)) - 1)]
+        helpers = min(self.n, len(parts)) - 1
+        others = [self._pool.submit(work) for _ in range(helpers)] if self._pool else []
         work()
         for other in others:
             other.result()

@@ -138,7 +138,7 @@ def _texts(metadata: Mapping[str, Any], name: str) -> list[str]:
 def _flag(metadata: Mapping[str, Any], name: str, *, default: bool) -> bool:
     value = metadata.get(_PREFIX + name, default)
     if not isinstance(value, (bool, np.bool_)):
-        raise FormatError(f"{_PREFIX}{name} must be true or false, not {value!r:.80}; the file is damaged")
+        raise FormatError(f"{_PREFIX}{name} must be true or false, not {type(value).__name__}; the file is damaged")
     return bool(value)
 
 
@@ -149,7 +149,7 @@ def _token_id(metadata: Mapping[str, Any], names: Iterable[str], n_vocab: int, *
         key = f"{_PREFIX}{name}_token_id"
         value = metadata.get(key, id)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
-            raise FormatError(f"{key} must be a token's id, not {value!r:.80}; the file is damaged")
+            raise FormatError(f"{key} must be a token's id, not {type(value).__name__}; the file is damaged")
         if value is not None and 0 <= value < n_vocab:
             id = int(value)
     return id
