@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,13 +111,13 @@ def test_a_template_reaches_nothing_outside(template: str, tmp_path: Path) -> No
     assert rendered == ""  # an unsafe attribute reads as undefined, which prints as nothing
 
 
-def doubling(step: str, start: str = "'aaaa'") -> str:
-    return f"{{% set n = namespace(a={start}) %}}{{% for i in range(60) %}}{step}{{% endfor %}}{{{{ n.a }}}}"
+def doubling(step: str, start: str = "'aaaa'", use: str = "n.a | length") -> str:
+    return f"{{% set n = namespace(a={start}) %}}{{% for i in range(60) %}}{step}{{% endfor %}}{{{{ {use} }}}}"
 
 
 HUGE = {
     "power": "{{ 10 ** (10 ** 10) }}",
-    "squares": doubling("{% set n.a = n.a * n.a %}", "10"),
+    "squares": doubling("{% set n.a = n.a * n.a %}", "10", "n.a"),
     "times": "{{ 'a' * 10 ** 10 }}",
     "list times": "{{ [1] * 10 ** 10 }}",
     "range": "{{ range(10 ** 10) | list }}",
@@ -136,11 +137,11 @@ HUGE = {
     "plus": doubling("{% set n.a = n.a + n.a %}"),
     "block": doubling("{% set n.a %}{{ n.a }}{{ n.a }}{% endset %}"),
     "macro": "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}" + doubling("{% set n.a = f(n.a) %}"),
-    "lists": doubling("{% set n.a = [n.a, n.a] %}"),
-    "tuples": doubling("{% set n.a = (n.a, n.a) %}"),
-    "dicts": doubling("{% set n.a = {'a': n.a, 'b': n.a} %}"),
-    "dict()": doubling("{% set n.a = dict(a=n.a, b=n.a) %}"),
-    "arguments": "{% macro f() %}{% set n.a = varargs %}{% endmacro %}" + doubling("{{ f(n.a, n.a) }}"),
+    "lists": doubling("{% set n.a = [n.a, n.a] %}", use="'%s' % n.a"),
+    "tuples": doubling("{% set n.a = (n.a, n.a) %}", use="{}[n.a]"),
+    "dicts": doubling("{% set n.a = {'a': n.a, 'b': n.a} %}", use="'%(a)s' % n.a"),
+    "dict()": doubling("{% set n.a = dict(a=n.a, b=n.a) %}", use="'%(a)s' % n.a"),
+    "arguments": doubling("{% macro f() %}{% set n.a = varargs %}{% endmacro %}{{ f(n.a, n.a) }}", use="{}[n.a]"),
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
 }
 
@@ -148,14 +149,29 @@ HUGE = {
 @pytest.mark.parametrize("name", HUGE)
 def test_a_template_cannot_fill_the_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "SIZE_LIMIT", 1_000_000)  # a tenth, to be quick
-    refusals = "stopped: |access to attribute|No filter named|Range too big|'lipsum' is undefined|nested too deeply"
-    with pytest.raises(ModelError, match=refusals):
-        render(HUGE[name], HELLO)
+    refusals = (
+        "stopped: what it makes is larger|stopped: the format|access to attribute|No filter named|Range too big"
+        "|'lipsum' is undefined|nested too deeply"
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match=refusals):
+            render(HUGE[name], HELLO)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50e6  # a million characters take at most 4 MB; some copies of them, and the program itself
+
+
+def test_nested_namespaces_print_as_one_word() -> None:
+    """Printed with all they hold, these would have 2**60 parts."""
+    assert render(doubling("{% set n.a = namespace(a=n.a, b=n.a) %}", use="n.a"), HELLO) == "<namespace>"
 
 
 ENDLESS = {
-    "loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% for c in range(100000) %}{% endfor %}"
-    + "{% endfor %}{% endfor %}",
+    "ranges": "{% for a in range(100000) %}{% for b in range(100000) %}{% for c in range(100000) %}{% endfor %}"
+    "{% endfor %}{% endfor %}",
+    "loops": "{% set r = range(100000) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
     "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(100) }}",
     "filters": "{% for a in range(100000) %}{{ range(100000) | sum }}{% endfor %}",
     "map": "{{ range(100000) | map('string') | map('upper') | map('lower') | map('trim') | list | length }}" * 100,

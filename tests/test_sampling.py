@@ -102,6 +102,12 @@ def test_typical_keeps_what_is_nearest_to_the_entropy(logits: list[float], p: fl
     assert all(distance[i] <= distance[j] + 1e-9 for i in kept for j in dropped)  # sums and logs of 200 terms near 60
 
 
+def test_top_p_reaches_its_sum_and_typical_passes_it() -> None:
+    """llama.cpp, src/llama-sampler.cpp: top-p stops at sum >= p, typical at sum > p. Quarters and halves are exact."""
+    assert top_p(np.zeros(4, np.float32), 0.5).tolist() == [0, 1]
+    assert typical(np.zeros(4, np.float32), 0.5).tolist() == [0, 1, 2]
+
+
 @given(logit_lists, st.floats(-5, 40))
 def test_mirostat_cuts_at_the_surprise_mu(logits: list[float], mu: float) -> None:
     probs = probabilities(logits)
@@ -246,11 +252,10 @@ def test_impossible_tokens_are_never_drawn_and_logits_stay(logits: list[float], 
 
 WRONG = [
     ("temp", math.nan), ("temp", math.inf), ("temp", "1"), ("temp", None), ("temp", True), ("top_k", 1.5),
-    ("top_k", "40"), ("top_p", 1.5), ("top_p", -0.1), ("top_p", math.nan), ("min_p", 2), ("min_p", math.nan), ("typical_p", -1),
-    ("repeat_penalty", 0), ("repeat_penalty", -1), ("repeat_penalty", math.inf), ("repeat_last_n", -2),
-    ("repeat_last_n", 0.5),
-    ("presence_penalty", math.nan), ("frequency_penalty", math.inf), ("mirostat", 3),
-    ("mirostat", 1), ("mirostat_tau", -1), ("mirostat_eta", math.nan), ("seed", -2), ("seed", 1.5),
+    ("top_k", "40"), ("top_p", 1.5), ("top_p", -0.1), ("top_p", math.nan), ("min_p", 2), ("min_p", math.nan),
+    ("typical_p", -1), ("repeat_penalty", 0), ("repeat_penalty", -1), ("repeat_penalty", math.inf),
+    ("repeat_last_n", -2), ("repeat_last_n", 0.5), ("presence_penalty", math.nan), ("frequency_penalty", math.inf),
+    ("mirostat", 3), ("mirostat", 1), ("mirostat_tau", -1), ("mirostat_eta", math.nan), ("seed", -2), ("seed", 1.5),
     ("logit_bias", {1: math.nan}), ("logit_bias", {1: math.inf}), ("logit_bias", {-1: 0.0}), ("logit_bias", {"a": 0.0}),
 ]  # fmt: skip
 

@@ -90,8 +90,9 @@ class Model:
         """Token ids. add_bos: begin with the bos token (None: if the file says so); parse_special: `<|im_end|>` is a token."""
         return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
-    def detokenize(self, ids: Iterable[int]) -> str:
-        return self.tokenizer.decode(ids)
+    def detokenize(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """Text of token ids; `special` shows control tokens too. TokenError for an id outside the vocabulary."""
+        return self.tokenizer.decode(ids, special=special)
 
     def context(self, *, n_ctx: int | None = None, n_batch: int = 512) -> Context:
         """A new, empty context. n_ctx: None for the model's; n_batch: tokens of a prompt computed at once."""

@@ -98,7 +98,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return attr not in _LEFT_OUT_METHODS and super().is_safe_attribute(obj, attr, value)
 
     def call(self, context: Variables, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        self.tick()
         owner = getattr(function, "__self__", None)
         _check_operands(getattr(function, "__name__", ""), [owner, *args, *kwargs.values()])
         return self.keep(super().call(context, function, *args, **kwargs))
@@ -129,7 +128,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         @wraps(function)
         def limited(*args: Any, **kwargs: Any) -> Any:
-            self.tick()
             _check_operands(function.__name__.removeprefix("do_").lstrip("_"), [*args[first:], *kwargs.values()])
             return self.keep(function(*args, **kwargs))
 

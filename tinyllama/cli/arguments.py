@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -241,18 +242,23 @@ def read_text(path: Path) -> str:
         raise OptionError(f"cannot read {path}: {error.strerror}") from error
 
 
-ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
+ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
 
 
 def unescape(text: str) -> str:
-    r"""Backslash escapes as llama.cpp reads them: \n \r \t \' \" \\ and \xHH; any other backslash stays."""
-    import re
+    r"""Backslash escapes as llama.cpp reads them: \n \r \t \' \" \\ and \xHH, a byte; any other backslash stays."""
 
-    def replace(match: re.Match[str]) -> str:
+    def replace(match: re.Match[bytes]) -> bytes:
         code = match[1]
-        return chr(int(code[1:], 16)) if code[0] == "x" else ESCAPES[code]
+        return bytes.fromhex(code[1:].decode()) if code[:1] == b"x" else ESCAPES[code]
 
-    return re.sub(r"\\(x[0-9A-Fa-f]{2}|[nrt'\"\\])", replace, text)
+    data = re.sub(rb"\\(x[0-9A-Fa-f]{2}|[nrt'\"\\])", replace, text.encode())
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            f"the prompt's \\x escapes are not valid UTF-8 at byte {error.start}; --no-escape leaves them alone"
+        ) from None
 
 
 def note(text: str = "") -> None:
