@@ -34,7 +34,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ops.fusion import fuse
 from ops.graph import Graph, Node, Value
-from ops.op import OPS, Op
+from ops.op import OPS, Cost, Op
 from ops.tensor import Tensor
 
 Buffer = Any  # an array where the backend computes; numpy's on the host
@@ -75,6 +75,11 @@ class Event:
     seconds: float
     backend: Backend
     on_host: bool  # True: computed by its formula on the host, for want of a kernel
+
+    @property
+    def cost(self) -> Cost:
+        """What it took at least: floating-point operations, bytes moved."""
+        return self.node.op.cost(self.operands, self.output, self.backend.nbytes)
 
 
 Observer = Callable[[Event], None]
@@ -130,6 +135,10 @@ class Backend:
         return tensor
 
     # What may stay as it is
+
+    def nbytes(self, buffer: Buffer) -> int:
+        """Bytes that a kernel reads to see all of a buffer."""
+        return int(buffer.nbytes)
 
     def enlarge(self, buffer: Buffer, rows: int) -> Buffer:
         """A buffer with more rows, the old ones kept, the new ones zero."""

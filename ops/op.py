@@ -100,16 +100,16 @@ class Op:
                 raise ShapeError(f"{self.name}: {operand.name} has shape [{found}], expected [{wanted}]")
         return sizes
 
-    def cost(self, operands: Sequence[Any], output: Any, attrs: Mapping[str, Any]) -> Cost:
-        """FLOPs and bytes of one application to these arrays (anything with .shape and .nbytes)."""
+    def cost(self, operands: Sequence[Any], output: Any, nbytes: Callable[[Any], int] = lambda x: int(x.nbytes)) -> Cost:
+        """FLOPs and bytes of one application to these arrays (anything with .shape); `nbytes` tells an array's size."""
         if self.view:
             return Cost(0.0, 0.0)
-        sizes = self.sizes([x.shape for x in operands], attrs)
+        sizes = self.sizes([x.shape for x in operands], {})
         sizes |= {dim: size for dim, size in zip(self.output.dims, output.shape, strict=True) if dim.isidentifier()}
         moved = 0.0
         for operand, array in [*zip(self.inputs, operands, strict=True), (self.output, output)]:
             fraction = self.touches.get(operand.name)
-            moved += array.nbytes * (1.0 if fraction is None else eval(fraction, {}, sizes))
+            moved += nbytes(array) * (1.0 if fraction is None else eval(fraction, {}, sizes))
         return Cost(float(eval(self.flops, {}, sizes)), moved)
 
     def _check_call(self, n_operands: int, attrs: Mapping[str, Any]) -> None:

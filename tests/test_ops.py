@@ -116,17 +116,17 @@ def test_errors_name_the_op_the_operand_and_both_shapes():
 def test_cost_counts_what_is_touched():
     x, w = np.zeros((2, 8), np.float32), np.zeros((3, 8), np.float32)
     y = ops.matmul(x, w)
-    cost = OPS["matmul"].cost([x, w], y, {})
+    cost = OPS["matmul"].cost([x, w], y)
     assert (cost.flops, cost.bytes) == (2 * 2 * 3 * 8, x.nbytes + w.nbytes + y.nbytes)
 
     table, ids = np.zeros((1000, 8), np.float32), np.array([5, 6])
     rows = ops.embedding(ids, table)
-    assert OPS["embedding"].cost([ids, table], rows, {}).bytes == ids.nbytes + 2 * 8 * 4 + rows.nbytes  # two rows, not all
+    assert OPS["embedding"].cost([ids, table], rows).bytes == ids.nbytes + 2 * 8 * 4 + rows.nbytes  # two rows, not all
 
     q, kv, positions = np.zeros((1, 2, 4), np.float32), np.zeros((10, 1, 4), np.float32), np.array([9])
     out = ops.attention(q, kv, kv, positions, scale=1.0)
-    assert OPS["attention"].cost([q, kv, kv, positions], out, {"scale": 1.0}).flops == 2 * 2 * 2 * 4 * 10  # q.k and p.v
-    assert OPS["merge_heads"].cost([q], out, {}).bytes == 0  # the same memory
+    assert OPS["attention"].cost([q, kv, kv, positions], out).flops == 2 * 2 * 2 * 4 * 10  # q.k and p.v
+    assert OPS["merge_heads"].cost([q], out).bytes == 0  # the same memory
 
 
 def test_every_op_tells_its_formula():

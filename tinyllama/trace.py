@@ -47,7 +47,7 @@ class Trace:
         self._step += node is self._first
         values = event.backend.download(event.output)
         finite = values[np.isfinite(values)]
-        cost = node.op.cost(event.operands, event.output, node.attrs)
+        cost = event.cost
         record = {
             "step": self._step,
             "name": node.output.name,

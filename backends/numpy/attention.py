@@ -27,18 +27,20 @@ def attention(q: Array, keys: Array, values: Array, positions: NDArray[Any], sca
 
     def block(rows: slice) -> None:
         at = positions[rows]
-        n, first, seen = len(at), int(at.min()) + 1, min(int(at.max()) + 1, len(keys))
+        n = len(at)
+        first, last = (at[0], at[0]) if n == 1 else (at.min(), at.max())
+        seen = min(int(last) + 1, len(keys))
         # queries that share a key head lie together: one matrix product for each key head
         qb = (q[rows] * q.dtype.type(scale)).reshape(n, k, group, d).transpose(1, 2, 0, 3).reshape(k, group * n, d)
         p = qb @ keys[:seen].transpose(1, 2, 0)  # [k, group * n, seen]
-        if first < seen:
-            later = np.arange(first, seen) > at[:, None]
-            p.reshape(k, group, n, seen)[..., first:] += np.where(later, q.dtype.type(-np.inf), q.dtype.type(0))
+        if n > 1:
+            later = np.arange(first + 1, seen) > at[:, None]
+            p.reshape(k, group, n, seen)[..., first + 1 :] += np.where(later, q.dtype.type(-np.inf), q.dtype.type(0))
         p -= p.max(axis=-1, keepdims=True)
         np.exp(p, out=p)
         mixed = p @ values[:seen].transpose(1, 0, 2)  # [k, group * n, e]
         mixed /= p.sum(axis=-1, keepdims=True)
         out[rows] = mixed.reshape(k, group, n, e).transpose(2, 0, 1, 3).reshape(n, h, e)
 
-    threads.each(block, slices(T, BLOCK))
+    threads.each(block, slices(T, BLOCK)[::-1])  # the last blocks see the most keys: begun first, none is waited for
     return out

@@ -12,8 +12,9 @@ import ops
 from ops.tensor import Tensor
 
 from ..base import Backend, Options, kernel
+from .allocator import keep_freed_memory
 from .attention import attention
-from .threads import Threads
+from .threads import Threads, slices
 from .weights import Weights
 
 Array = NDArray[np.float32]
@@ -25,6 +26,8 @@ FORMULA_IS_BEST = (
     ops.silu, ops.attention_scores, ops.causal_mask, ops.softmax, ops.attention_mix,
 )  # fmt: skip
 
+FEW_ROWS = 16  # tokens of a step: below, a product is bound by reading its weight
+
 
 class Numpy(Backend):
     name: ClassVar[str] = "numpy"
@@ -32,12 +35,16 @@ class Numpy(Backend):
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)
         self.kernels |= {op.name: op.formula for op in FORMULA_IS_BEST}
-        self.threads = Threads(self.n_threads, limit_blas=self.options.n_threads is not None)
+        keep_freed_memory()
+        self.threads = Threads(self.n_threads)
         self.weights = Weights(self.options.weights_memory, self.threads)
-        self._turns: tuple[bytes, bytes, Array, Array] | None = None
+        self._turns: tuple[bytes, bytes, NDArray[np.complex64]] | None = None
 
     def warm_up(self, weights: Iterable[Tensor]) -> None:
         self.weights.warm_up(weights)
+
+    def nbytes(self, buffer: Tensor | NDArray[Any]) -> int:
+        return 4 * buffer.n_params if isinstance(buffer, Tensor) else buffer.nbytes  # a product reads float32
 
     def describe(self) -> str:
         return f"numpy {np.__version__}, {self.threads.n} threads, weights in float32"
@@ -49,7 +56,15 @@ class Numpy(Backend):
         dense = self.weights.get(weight)
         if dense is None:
             return self.weights.multiply(x, weight)
-        y: Array = x @ dense.T
+        if len(x) < FEW_ROWS:  # memory is the limit, and BLAS's own threads wait in a loop: faster than to wake one of ours
+            y: Array = x @ dense.T
+            return y
+        y = np.empty((len(x), len(dense)), x.dtype)
+
+        def product(columns: slice) -> None:
+            np.matmul(x, dense[columns].T, out=y[:, columns])
+
+        self.threads.each(product, slices(len(dense), -(-len(dense) // self.threads.n)))
         return y
 
     @kernel(ops.attention)
@@ -64,8 +79,8 @@ class Numpy(Backend):
 
         def norm(rows: slice) -> None:
             part = x[rows]
-            mean_square = np.einsum("tn,tn->t", part, part) / np.float32(x.shape[1])
-            np.multiply(part, 1 / np.sqrt(mean_square + np.float32(eps))[:, None], out=y[rows])
+            square = np.matmul(part[:, None, :], part[:, :, None])[:, 0]  # [rows, 1]: each row's product with itself
+            np.divide(part, np.sqrt(square * np.float32(1 / x.shape[1]) + np.float32(eps)), out=y[rows])
             y[rows] *= weight
 
         self.threads.rows(norm, len(x), x.itemsize * x.shape[1])
@@ -83,25 +98,38 @@ class Numpy(Backend):
             np.divide(gate[rows], part, out=part)
             part *= up[rows]
 
-        self.threads.rows(activate, len(y), y.itemsize * y.shape[1])
+        with np.errstate(over="ignore"):  # exp(-x) = inf for a very negative x gives the right silu(x) = -0
+            self.threads.rows(activate, len(y), y.itemsize * y.shape[1])
         return y
+
+    @kernel(ops.kv_write)
+    def kv_write(self, cache: Array, x: Array, positions: NDArray[Any]) -> Array:
+        start = int(positions[0])  # a step's positions are consecutive
+        cache[start : start + len(x)] = x
+        return cache[: start + len(x)]
 
     @kernel(ops.rope)
     def rope(self, x: Array, positions: NDArray[Any], freqs: Array, *, neox: bool = False) -> Array:
-        cos, sin = self._turn(positions, freqs)
-        r = len(freqs)
-        first, second = (slice(r), slice(r, 2 * r)) if neox else (slice(0, 2 * r, 2), slice(1, 2 * r, 2))
-        a, b = x[..., first], x[..., second]
-        y = x.copy() if 2 * r < x.shape[-1] else np.empty_like(x)
-        np.subtract(a * cos, b * sin, out=y[..., first])
-        np.add(a * sin, b * cos, out=y[..., second])
+        turn, r = self._turn(positions, freqs), len(freqs)
+        y = x.copy()
+
+        def rotate(rows: slice) -> None:
+            if neox:
+                pair = x[rows, :, :r] + 1j * x[rows, :, r : 2 * r]
+                pair *= turn[rows]
+                y[rows, :, :r], y[rows, :, r : 2 * r] = pair.real, pair.imag
+            else:  # neighbours in memory are a complex number as they lie
+                pair = y[rows, :, : 2 * r].view(np.complex64)
+                pair *= turn[rows]
+
+        self.threads.rows(rotate, len(x), x.itemsize * x.shape[1] * x.shape[2])
         return y
 
-    def _turn(self, positions: NDArray[Any], freqs: Array) -> tuple[Array, Array]:
-        """cos and sin of positions[t] * freqs[i], both [T, 1, r]: the same for every layer of a step, so made once."""
+    def _turn(self, positions: NDArray[Any], freqs: Array) -> NDArray[np.complex64]:
+        """exp(i * positions[t] * freqs[j]), [T, 1, r]: to turn a pair is to multiply by it. The same for all layers of a step."""
         at, of = positions.tobytes(), freqs.tobytes()
         turns = self._turns
         if turns is None or turns[0] != at or turns[1] != of:
             angle = (positions[:, None] * freqs.astype(np.float64))[:, None, :]
-            turns = self._turns = (at, of, np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
-        return turns[2:]
+            turns = self._turns = (at, of, np.exp(1j * angle).astype(np.complex64))
+        return turns[2]
