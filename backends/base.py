@@ -202,14 +202,14 @@ class LoopPlan:
         self._slot: dict[Value, int] = {}
         for value in [*graph.leaves.values(), *(n.output for n in graph.nodes)]:
             self._slot.setdefault(value, len(self._slot))
-        self._slot_of_leaf = {name: self._slot[value] for name, value in graph.leaves.items()}
-        self._outputs = [self._slot[v] for v in graph.outputs]
-        self._program = self._instructions(graph)
+        self.slot_of_leaf = {name: self._slot[value] for name, value in graph.leaves.items()}
+        self.outputs = [self._slot[v] for v in graph.outputs]
+        self.program = self._instructions(graph)
         self._bound: list[Buffer] = [None] * len(self._slot)
         for name, value in graph.leaves.items():
             if name in leaves:
                 self._bound[self._slot[value]] = self._bind(graph, value, leaves[name])
-        self.on_host = Counter(i.node.op.name for i in self._program if i.on_host)
+        self.on_host = Counter(i.node.op.name for i in self.program if i.on_host)
 
     def _instructions(self, graph: Graph) -> list[Instruction]:
         kernels = self._backend.kernels
@@ -233,25 +233,34 @@ class LoopPlan:
             return leaf
         if value.dtype != "weight":
             return self._backend.upload(leaf.dequantize())
-        users = [i for i in self._program if self._slot[value] in i.operands]
+        users = [i for i in self.program if self._slot[value] in i.operands]
         return leaf if all(i.on_host for i in users) else self._backend.weight(leaf)
 
     def rebind(self, name: str, buffer: Buffer) -> None:
-        self._bound[self._slot_of_leaf[name]] = buffer
+        self._bound[self.slot_of_leaf[name]] = buffer
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
+        values = self.start(inputs)
+        for i in self.program:
+            self.run(i, values, observe)
+        return [values[slot] for slot in self.outputs]
+
+    def start(self, inputs: Mapping[str, NDArray[Any]]) -> list[Buffer]:
+        """The values of a step, by slot, before the first instruction."""
         values = self._bound.copy()
         for name, array in inputs.items():
-            values[self._slot_of_leaf[name]] = self._backend.upload(array)
-        for i in self._program:
-            operands = [values[slot] for slot in i.operands]
-            if observe is None:
-                values[i.result] = i.run(*operands, **i.attrs)
-            else:
-                values[i.result] = self._observed(i, operands, observe)
-            for slot in i.done:  # memory that is still warm in the cache serves the next node
-                values[slot] = None
-        return [values[slot] for slot in self._outputs]
+            values[self.slot_of_leaf[name]] = self._backend.upload(array)
+        return values
+
+    def run(self, i: Instruction, values: list[Buffer], observe: Observer | None = None) -> None:
+        """Carry out one instruction: its result among the values, those that nobody needs any more gone."""
+        operands = [values[slot] for slot in i.operands]
+        if observe is None:
+            values[i.result] = i.run(*operands, **i.attrs)
+        else:
+            values[i.result] = self._observed(i, operands, observe)
+        for slot in i.done:  # memory that is still warm in the cache serves the next node
+            values[slot] = None
 
     def _observed(self, i: Instruction, operands: list[Buffer], observe: Observer) -> Buffer:
         began = perf_counter()

@@ -112,6 +112,11 @@ class Op:
             moved += nbytes(array) * (1.0 if fraction is None else eval(fraction, {}, sizes))
         return Cost(float(eval(self.flops, {}, sizes)), moved)
 
+    def flops_of(self, shapes: Sequence[Shape], **symbols: int) -> float:
+        """Floating-point operations for shapes with symbolic sizes, given what these are: T=1, S=512."""
+        known = [tuple(symbols.get(d, d) if isinstance(d, str) else d for d in shape) for shape in shapes]
+        return float(eval(self.flops, {}, self.sizes(known, {}) | symbols))
+
     def _check_call(self, n_operands: int, attrs: Mapping[str, Any]) -> None:
         if n_operands != len(self.inputs):
             raise ShapeError(f"{self.name}: takes {len(self.inputs)} operands ({self.signature}), got {n_operands}")

@@ -1,8 +1,7 @@
 """Attention over the filled part of the cache, a block of queries at a time.
 
 The scores of all queries against all keys would be h * T * S numbers that travel to memory and back four times. A block of
-queries has so few that they stay in the core's cache, it skips the keys that all of its queries may not see, and blocks run on
-several cores. Dividing by the sum of exp is left to the end, where it costs d numbers a row and not S.   cf. Dao et al. 2022
+queries has so few that they stay in the core's cache, and it skips the keys that none of its queries may see. Dividing by the sum of exp is left to the end, where it costs d numbers a row and not S.   cf. Dao et al. 2022
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .threads import Threads, slices
+from .threads import slices
 
 Array = NDArray[np.float32]
 BLOCK = 64  # queries; with SmolLM2's three query heads to a key head and 512 keys, 384 kB of scores
 
 
-def attention(q: Array, keys: Array, values: Array, positions: NDArray[Any], scale: float, threads: Threads) -> Array:
+def attention(q: Array, keys: Array, values: Array, positions: NDArray[Any], scale: float) -> Array:
     """q[T, h, d], keys[S, k, d], values[S, k, e] -> [T, h, e]"""
     T, h, d = q.shape
     k, e = values.shape[1:]
@@ -42,5 +41,6 @@ def attention(q: Array, keys: Array, values: Array, positions: NDArray[Any], sca
         mixed /= p.sum(axis=-1, keepdims=True)
         out[rows] = mixed.reshape(k, group, n, e).transpose(2, 0, 1, 3).reshape(n, h, e)
 
-    threads.each(block, slices(T, BLOCK)[::-1])  # the last blocks see the most keys: begun first, none is waited for
+    for rows in slices(T, BLOCK):
+        block(rows)
     return out

@@ -1,32 +1,41 @@
-"""numpy: BLAS does the products, array operations the rest, a block of rows at a time on all cores."""
+"""numpy: BLAS does the products, array operations the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 import ops
+from ops.graph import Graph
 from ops.tensor import Tensor
 
-from ..base import Backend, Options, kernel
+from ..base import Backend, Buffer, Options, Plan, kernel
 from .allocator import keep_freed_memory
 from .attention import attention
-from .threads import Threads, slices
+from .threads import Threads
+from .wavefront import WavefrontPlan
 from .weights import Weights
 
 Array = NDArray[np.float32]
 
-
 # Here the formula is already what numpy does best.
 FORMULA_IS_BEST = (
-    ops.embedding, ops.get_rows, ops.add_bias, ops.add, ops.mul, ops.split_heads, ops.merge_heads, ops.kv_write,
-    ops.silu, ops.attention_scores, ops.causal_mask, ops.softmax, ops.attention_mix,
-)  # fmt: skip
-
-FEW_ROWS = 16  # tokens of a step: below, a product is bound by reading its weight
+    ops.embedding,
+    ops.get_rows,
+    ops.add_bias,
+    ops.add,
+    ops.mul,
+    ops.split_heads,
+    ops.merge_heads,
+    ops.silu,
+    ops.attention_scores,
+    ops.causal_mask,
+    ops.softmax,
+    ops.attention_mix,
+)
 
 
 class Numpy(Backend):
@@ -49,57 +58,36 @@ class Numpy(Backend):
     def describe(self) -> str:
         return f"numpy {np.__version__}, {self.threads.n} threads, weights in float32"
 
-    # Products
+    def compile(self, graph: Graph, leaves: Mapping[str, Tensor | Buffer]) -> Plan:
+        return WavefrontPlan(self, graph, leaves, self.threads)
 
     @kernel(ops.matmul)
     def matmul(self, x: Array, weight: Tensor) -> Array:
         dense = self.weights.get(weight)
         if dense is None:
             return self.weights.multiply(x, weight)
-        if len(x) < FEW_ROWS:  # memory is the limit, and BLAS's own threads wait in a loop: faster than to wake one of ours
-            y: Array = x @ dense.T
-            return y
-        y = np.empty((len(x), len(dense)), x.dtype)
-
-        def product(columns: slice) -> None:
-            np.matmul(x, dense[columns].T, out=y[:, columns])
-
-        self.threads.each(product, slices(len(dense), -(-len(dense) // self.threads.n)))
+        y: Array = x @ dense.T
         return y
 
     @kernel(ops.attention)
     def attention(self, q: Array, keys: Array, values: Array, positions: NDArray[Any], *, scale: float) -> Array:
-        return attention(q, keys, values, positions, scale, self.threads)
-
-    # Row by row
+        return attention(q, keys, values, positions, scale)
 
     @kernel(ops.rmsnorm)
     def rmsnorm(self, x: Array, weight: Array, *, eps: float) -> Array:
-        y = np.empty_like(x)
-
-        def norm(rows: slice) -> None:
-            part = x[rows]
-            square = np.matmul(part[:, None, :], part[:, :, None])[:, 0]  # [rows, 1]: each row's product with itself
-            np.divide(part, np.sqrt(square * np.float32(1 / x.shape[1]) + np.float32(eps)), out=y[rows])
-            y[rows] *= weight
-
-        self.threads.rows(norm, len(x), x.itemsize * x.shape[1])
+        square = np.matmul(x[:, None, :], x[:, :, None])[:, 0]  # [T, 1]: each row's product with itself
+        y: Array = x / np.sqrt(square * np.float32(1 / x.shape[1]) + np.float32(eps))
+        y *= weight
         return y
 
     @kernel(ops.swiglu)
     def swiglu(self, gate: Array, up: Array) -> Array:
-        y = np.empty_like(gate)
-
-        def activate(rows: slice) -> None:
-            part = y[rows]
-            np.negative(gate[rows], out=part)
-            np.exp(part, out=part)
-            part += 1
-            np.divide(gate[rows], part, out=part)
-            part *= up[rows]
-
+        y = np.negative(gate)
         with np.errstate(over="ignore"):  # exp(-x) = inf for a very negative x gives the right silu(x) = -0
-            self.threads.rows(activate, len(y), y.itemsize * y.shape[1])
+            np.exp(y, out=y)
+        y += 1
+        np.divide(gate, y, out=y)
+        y *= up
         return y
 
     @kernel(ops.kv_write)
@@ -112,17 +100,13 @@ class Numpy(Backend):
     def rope(self, x: Array, positions: NDArray[Any], freqs: Array, *, neox: bool = False) -> Array:
         turn, r = self._turn(positions, freqs), len(freqs)
         y = x.copy()
-
-        def rotate(rows: slice) -> None:
-            if neox:
-                pair = x[rows, :, :r] + 1j * x[rows, :, r : 2 * r]
-                pair *= turn[rows]
-                y[rows, :, :r], y[rows, :, r : 2 * r] = pair.real, pair.imag
-            else:  # neighbours in memory are a complex number as they lie
-                pair = y[rows, :, : 2 * r].view(np.complex64)
-                pair *= turn[rows]
-
-        self.threads.rows(rotate, len(x), x.itemsize * x.shape[1] * x.shape[2])
+        if neox:
+            pair = x[..., :r] + 1j * x[..., r : 2 * r]
+            pair *= turn
+            y[..., :r], y[..., r : 2 * r] = pair.real, pair.imag
+        else:  # neighbours in memory are a complex number as they lie
+            pair = y[..., : 2 * r].view(np.complex64)
+            pair *= turn
         return y
 
     def _turn(self, positions: NDArray[Any], freqs: Array) -> NDArray[np.complex64]:

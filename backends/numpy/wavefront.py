@@ -1,0 +1,92 @@
+"""A long step on all cores: its tokens are cut into blocks, and each block runs through the layers on a thread of its own.
+
+Until the rows of the last layer are picked, every op treats each token's row by itself, attention excepted, and attention
+looks only back: at the keys and values of earlier tokens. So a block may run at the same time as the one before it, if in each
+layer it waits until that one has written its keys and values. In practice it never waits long, since an earlier block has
+fewer keys to look at. Compared with threads inside each op, there is nothing to wait for between ops, and each thread's
+arrays are small enough to stay in its core's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from threading import Semaphore
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ops.graph import Graph
+from ops.tensor import Tensor
+
+from ..base import Backend, Buffer, Instruction, LoopPlan, Observer
+from .threads import Threads
+
+SLOWER = 3  # a floating-point operation of attention takes so much longer than one of a product with a weight
+SHORTEST = 32  # tokens of a block: a matrix product of fewer rows is bound by reading the weight, which blocks would repeat
+
+
+class WavefrontPlan(LoopPlan):
+    def __init__(self, backend: Backend, graph: Graph, leaves: Mapping[str, Tensor | Buffer], threads: Threads) -> None:
+        super().__init__(backend, graph, leaves)
+        self._threads = threads
+        self._of_tokens = {name for name, value in graph.leaves.items() if value.shape[0] == "T"}
+        by_row = ["T" in i.node.output.shape or _writes(i) for i in self.program]
+        n_body = by_row.index(False) if False in by_row else len(by_row)
+        self._body, self._tail = self.program[:n_body], self.program[n_body:]
+        made = {i.result for i in self._body}
+        needed = {slot for i in self._tail for slot in i.operands} | set(self.outputs)
+        self._crossing = sorted(made & needed)  # what the blocks' results are put together for
+        one_key, two_keys = (sum(_flops(i, n_keys) for i in self._body) for n_keys in (1, 2))
+        self._per_key, self._per_token = two_keys - one_key, 2 * one_key - two_keys  # flops
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
+        """One step. A long one runs in blocks, unless someone observes: then op by op, so that each can be timed."""
+        lengths = {len(array) for name, array in inputs.items() if name in self._of_tokens}
+        n_blocks = min(self._threads.n, min(lengths, default=0) // SHORTEST)
+        if n_blocks < 2 or observe is not None:
+            return super().__call__(inputs, observe)
+        values = self.start(inputs)
+        for slot, array in self._run_body(inputs, self._cut(inputs["positions"], n_blocks)).items():
+            values[slot] = array
+        for i in self._tail:
+            self.run(i, values)
+        return [values[slot] for slot in self.outputs]
+
+    def _cut(self, positions: NDArray[Any], n_blocks: int) -> list[slice]:
+        """The tokens in blocks that take equally long: later ones see more keys, so their blocks are shorter."""
+        work = np.cumsum(self._per_token + SLOWER * self._per_key * (positions + 1))
+        ends = np.searchsorted(work, work[-1] * np.arange(1, n_blocks + 1) / n_blocks, side="left") + 1
+        starts = [0, *ends[:-1]]
+        return [slice(int(start), int(end)) for start, end in zip(starts, ends, strict=True)]
+
+    def _run_body(self, inputs: Mapping[str, NDArray[Any]], blocks: list[slice]) -> dict[int, Buffer]:
+        written = [Semaphore(0) for _ in blocks]  # counts the caches that a block has written
+        results: list[dict[int, Buffer]] = [{} for _ in blocks]
+
+        def block(n: int) -> None:
+            rows = blocks[n]
+            values = self.start({name: x[rows] if name in self._of_tokens else x for name, x in inputs.items()})
+            try:
+                for i in self._body:
+                    self.run(i, values)
+                    if _writes(i):
+                        written[n].release()
+                        if n > 0:
+                            written[n - 1].acquire()
+                results[n] = {slot: values[slot] for slot in self._crossing}
+            finally:  # also when it failed: the next block must not wait for ever
+                written[n].release(len(self._body))
+
+        self._threads.together(block, len(blocks))
+        return {slot: np.concatenate([result[slot] for result in results]) for slot in self._crossing}
+
+
+def _flops(instruction: Instruction, n_keys: int) -> float:
+    """For one token that sees so many keys."""
+    node = instruction.node
+    return node.op.flops_of([v.shape for v in node.inputs], T=1, S=n_keys, C=n_keys)
+
+
+def _writes(instruction: Instruction) -> bool:
+    return any(operand.written for operand in instruction.node.op.inputs)
