@@ -98,7 +98,10 @@ class Plan(Protocol):
 
 
 class Backend:
-    """Buffers are plain numpy arrays here; a device overrides the first group of methods together."""
+    """Buffers are plain numpy arrays here; a device overrides the first group of methods together.
+
+    A buffer of another kind needs `shape` and `nbytes`, which traces and profiles read.
+    """
 
     name: ClassVar[str] = "reference"
 
@@ -106,6 +109,7 @@ class Backend:
         self.options = options or Options()
         methods = (getattr(self, attribute) for attribute in dir(type(self)))
         self.kernels: dict[str, Callable[..., Buffer]] = {m.op.name: m for m in methods if hasattr(m, "op")}
+        self._resident: dict[Tensor, Buffer] = {}
 
     @property
     def n_threads(self) -> int:
@@ -136,6 +140,12 @@ class Backend:
 
     # What may stay as it is
 
+    def resident(self, tensor: Tensor, dtype: str) -> Buffer:
+        """A leaf's buffer, made once for all contexts: of a "weight" as `weight` makes it, of a float in float32."""
+        if tensor not in self._resident:
+            self._resident[tensor] = self.weight(tensor) if dtype == "weight" else self.upload(tensor.dequantize())
+        return self._resident[tensor]
+
     def nbytes(self, buffer: Buffer) -> int:
         """Bytes that a kernel reads to see all of a buffer."""
         return int(buffer.nbytes)
@@ -147,7 +157,7 @@ class Backend:
         self.overwrite(new, old)
         return new
 
-    def warm_up(self, weights: Iterable[Buffer]) -> None:
+    def warm_up(self, weights: Iterable[Tensor]) -> None:
         """Do now what the first step would do with these weights: read, convert, compile."""
 
     def synchronize(self) -> None:
@@ -199,16 +209,19 @@ class LoopPlan:
     def __init__(self, backend: Backend, graph: Graph, leaves: Mapping[str, Tensor | Buffer]) -> None:
         graph = backend.fused(graph)
         self._backend = backend
-        self._slot: dict[Value, int] = {}
-        for value in [*graph.leaves.values(), *(n.output for n in graph.nodes)]:
-            self._slot.setdefault(value, len(self._slot))
+        values = [*graph.leaves.values(), *(n.output for n in graph.nodes)]
+        self._slot = {value: slot for slot, value in enumerate(values)}
+        self._slot_as_stored: dict[Value, int] = {}  # weights for formulas on the host, which take them as they are
         self.slot_of_leaf = {name: self._slot[value] for name, value in graph.leaves.items()}
         self.outputs = [self._slot[v] for v in graph.outputs]
         self.program = self._instructions(graph)
-        self._bound: list[Buffer] = [None] * len(self._slot)
-        for name, value in graph.leaves.items():
-            if name in leaves:
-                self._bound[self._slot[value]] = self._bind(graph, value, leaves[name])
+        self._bound: list[Buffer] = [None] * (len(self._slot) + len(self._slot_as_stored))
+        for i in self.program:
+            for value, slot in zip(i.node.inputs, i.operands, strict=True):
+                leaf = leaves.get(value.name)
+                if isinstance(leaf, Tensor) and slot != self._slot_as_stored.get(value):
+                    leaf = backend.resident(leaf, value.dtype)
+                self._bound[slot] = leaf
         self.on_host = Counter(i.node.op.name for i in self.program if i.on_host)
 
     def _instructions(self, graph: Graph) -> list[Instruction]:
@@ -218,7 +231,7 @@ class LoopPlan:
         return [
             Instruction(
                 run=kernels.get(n.op.name) or self._backend.on_host(n.op),
-                operands=tuple(self._slot[v] for v in n.inputs),
+                operands=tuple(self._operand(v, n.op.name not in kernels) for v in n.inputs),
                 attrs=n.attrs,
                 result=self._slot[n.output],
                 done=tuple(self._slot[v] for v in set(n.inputs) - keep if last_use[v] is n),
@@ -228,13 +241,10 @@ class LoopPlan:
             for n in graph.nodes
         ]
 
-    def _bind(self, graph: Graph, value: Value, leaf: Tensor | Buffer) -> Buffer:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        if value.dtype != "weight":
-            return self._backend.upload(leaf.dequantize())
-        users = [i for i in self.program if self._slot[value] in i.operands]
-        return leaf if all(i.on_host for i in users) else self._backend.weight(leaf)
+    def _operand(self, value: Value, on_host: bool) -> int:
+        if not (on_host and value.dtype == "weight"):
+            return self._slot[value]
+        return self._slot_as_stored.setdefault(value, len(self._slot) + len(self._slot_as_stored))
 
     def rebind(self, name: str, buffer: Buffer) -> None:
         self._bound[self.slot_of_leaf[name]] = buffer

@@ -132,7 +132,12 @@ def main() -> None:
     for name in programs:
         print(f"{name:<12} {speed[name, 'prefill']:>12.1f} {speed[name, 'decode']:>8.1f}")
     print(f"{'sgemm peak':<12} {allowed:>12.1f}          ({median(peaks) / 1e9:.0f} GFLOP/s)\n")
-    for other, phase in [("bare W @ x", "decode"), ("bare W @ x", "prefill"), ("llama.cpp", "prefill"), ("llama.cpp", "decode")]:
+    for other, phase in [
+        ("bare W @ x", "decode"),
+        ("bare W @ x", "prefill"),
+        ("llama.cpp", "prefill"),
+        ("llama.cpp", "decode"),
+    ]:
         if other in programs:
             print(f"{phase} / {other}: {speed['tinyllama', phase] / speed[other, phase]:.2f}")
     print(f"prefill / sgemm peak: {speed['tinyllama', 'prefill'] / allowed:.2f}")

@@ -65,6 +65,7 @@ class Op:
     where: CodeType | None  # what equal letters cannot say, such as h % k == 0
     where_text: str
     flops: CodeType  # an expression in the sizes
+    flops_text: str
     touches: Mapping[str, CodeType]  # operand -> the fraction of its bytes that is read or written, where not all
     view: bool  # the output is the input's memory seen with another shape: nothing is computed or moved
     fused: bool  # the formula is made of other ops
@@ -115,7 +116,7 @@ class Op:
     def flops_of(self, shapes: Sequence[Shape], **symbols: int) -> float:
         """Floating-point operations for shapes with symbolic sizes, given what these are: T=1, S=512."""
         known = [tuple(symbols.get(d, d) if isinstance(d, str) else d for d in shape) for shape in shapes]
-        return float(eval(self.flops, {}, self.sizes(known, {}) | symbols))
+        return float(eval(self.flops, {}, {**self.sizes(known, {}), **symbols}))
 
     def _check_call(self, n_operands: int, attrs: Mapping[str, Any]) -> None:
         if n_operands != len(self.inputs):
@@ -151,6 +152,7 @@ def op(
             where=compile(where, signature, "eval") if where else None,
             where_text=where,
             flops=compile(flops, signature, "eval"),
+            flops_text=flops,
             touches={name: compile(text, signature, "eval") for name, text in (touches or {}).items()},
             view=view,
             fused=fused,

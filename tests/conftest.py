@@ -1,4 +1,5 @@
 """What several test files share: the real model."""
+
 from __future__ import annotations
 
 from pathlib import Path

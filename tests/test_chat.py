@@ -1,4 +1,5 @@
 """Chat templates against llama.cpp's and transformers' renderings, hostile ones, and the logic of a conversation."""
+
 from __future__ import annotations
 
 import io
@@ -30,9 +31,7 @@ CHATML = (
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
 def test_renders_as_llama_cpp_and_transformers_do(case: dict[str, str]) -> None:
-    rendered = render(
-        case["template"], GOLDEN["messages"], bos_token=case["bos_token"], eos_token=case["eos_token"]
-    )
+    rendered = render(case["template"], GOLDEN["messages"], bos_token=case["bos_token"], eos_token=case["eos_token"])
     assert rendered == case["expected"]
 
 
@@ -384,9 +383,7 @@ def test_the_second_turn_reads_only_what_is_new(smollm2: Path, monkeypatch: pyte
     session = ChatSession(model, system="Answer in one short sentence.", sampling=Sampling(temp=0), n_predict=24)
     read: list[int] = []
     evaluate = session.context.eval
-    monkeypatch.setattr(
-        session.context, "eval", lambda tokens, *a, **k: read.append(len(tokens)) or evaluate(tokens, *a, **k)
-    )
+    monkeypatch.setattr(session.context, "eval", lambda tokens, *a, **k: read.append(len(tokens)) or evaluate(tokens, *a, **k))
     first = "".join(session.say("What is the capital of France?"))
     assert "Paris" in first  # as an atlas says
     assert session.stop_reason == "end"

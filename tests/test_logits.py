@@ -4,6 +4,7 @@ Errors are max |a - b| / max |b| over all logits compared. Observed with the num
 the tiny models (torch's own float32 is off by 1.5e-6), 3e-6 for SmolLM2's 30 layers. The smallest mistake tried, an
 attention scale wrong by 0.1 %, moves the tiny models' logits by 7e-4.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
 """Sampling against the definitions of its steps, written out here in plain Python, and llama.cpp's order of them."""
+
 from __future__ import annotations
 
 import math

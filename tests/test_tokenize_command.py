@@ -1,4 +1,5 @@
 """`tinyllama tokenize`, with the vocabulary of LLaMA."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,5 @@
 """Tokenizers against llama.cpp's own expected ids, and against plain definitions written out here."""
+
 from __future__ import annotations
 
 import json

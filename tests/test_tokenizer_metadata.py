@@ -1,4 +1,5 @@
 """What a tokenizer takes from the file's metadata, and what it says when they are damaged."""
+
 from __future__ import annotations
 
 from typing import Any

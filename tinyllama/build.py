@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ops.blocks import FORMATS
 from ops.errors import ModelError
 from ops.graph import Graph, Value
 from ops.tensor import Tensor
@@ -17,14 +17,12 @@ from .architectures import Architecture, architecture
 from .config import Config, config_from
 from .formats.model_file import ModelFile
 
-Leaf = Tensor | NDArray[Any]
-
 
 @dataclass(frozen=True)
 class Built:
     config: Config
     graph: Graph
-    leaves: Mapping[str, Leaf]  # what stays the same from step to step: weights and constants
+    leaves: Mapping[str, Tensor]  # what stays the same from step to step: weights and constants
 
 
 def build(file: ModelFile) -> Built:
@@ -32,7 +30,8 @@ def build(file: ModelFile) -> Built:
     arch = architecture(str(file.metadata.get("general.architecture", "(none named)")))
     config = config_from(file.metadata, _n_vocab(file))
     weights = _checked(file, arch, config)
-    leaves: dict[str, Leaf] = {**weights, "rope_freqs": rope_frequencies(config, weights.get("rope_freqs.weight"))}
+    freqs = rope_frequencies(config, weights.get("rope_freqs.weight"))
+    leaves = {**weights, "rope_freqs": Tensor("rope_freqs", freqs.shape, FORMATS["F32"], freqs.view(np.uint8)[None])}
     graph = Graph()
     logits = arch.equations(
         config,
@@ -90,7 +89,7 @@ def _checked(file: ModelFile, arch: Architecture, config: Config) -> dict[str, T
 class _Leaves(Mapping[str, Value]):
     """What an architecture's equations take for weights: looking one up makes the graph's leaf."""
 
-    def __init__(self, graph: Graph, leaves: Mapping[str, Leaf]) -> None:
+    def __init__(self, graph: Graph, leaves: Mapping[str, Tensor]) -> None:
         self._graph, self._leaves = graph, leaves
 
     def __getitem__(self, name: str) -> Value:

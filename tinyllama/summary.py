@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from .memory import peak_resident
 
 if TYPE_CHECKING:
     from .generation import Generation
@@ -64,7 +65,7 @@ def timings_summary(generation: Generation) -> str:
         f"load time   = {context.model.load_seconds + context.model.warm_up_seconds:8.2f} s",
         f"prompt      = {_speed(t.prompt_tokens, t.prompt_seconds)}",
         f"generation  = {_speed(t.generated_tokens, t.generation_seconds)}",
-        f"peak memory = {peak_memory()}",
+        f"peak memory = {mib(peak) if (peak := peak_resident()) else 'not told by this system'}",
     ]
     return "\n".join(lines)
 
@@ -72,17 +73,3 @@ def timings_summary(generation: Generation) -> str:
 def _speed(tokens: int, seconds: float) -> str:
     per_second = tokens / seconds if seconds else 0.0
     return f"{seconds:8.2f} s, {tokens:5} tokens, {per_second:8.2f} tokens/s"
-
-
-def peak_memory() -> str:
-    """The most this process has held in memory so far, pages of mapped files included."""
-    try:
-        with open("/proc/self/status") as lines:
-            return mib(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ImportError:
-        return "not told by this system"
-    return mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

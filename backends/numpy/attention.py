@@ -1,7 +1,8 @@
 """Attention over the filled part of the cache, a block of queries at a time.
 
 The scores of all queries against all keys would be h * T * S numbers that travel to memory and back four times. A block of
-queries has so few that they stay in the core's cache, and it skips the keys that none of its queries may see. Dividing by the sum of exp is left to the end, where it costs d numbers a row and not S.   cf. Dao et al. 2022
+queries has so few that they stay in the core's cache, and it skips the keys that none of its queries may see. Dividing by the
+sum of exp is left to the end, where it costs d numbers a row and not S.                                    cf. Dao et al. 2022
 """
 
 from __future__ import annotations

@@ -93,13 +93,15 @@ class Numpy(Backend):
     @kernel(ops.kv_write)
     def kv_write(self, cache: Array, x: Array, positions: NDArray[Any]) -> Array:
         start = int(positions[0])  # a step's positions are consecutive
-        cache[start : start + len(x)] = x
-        return cache[: start + len(x)]
+        end = start + len(x)
+        cache[start:end] = x
+        seen: Array = cache[:end]
+        return seen
 
     @kernel(ops.rope)
     def rope(self, x: Array, positions: NDArray[Any], freqs: Array, *, neox: bool = False) -> Array:
         turn, r = self._turn(positions, freqs), len(freqs)
-        y = x.copy()
+        y: Array = x.copy()
         if neox:
             pair = x[..., :r] + 1j * x[..., r : 2 * r]
             pair *= turn
@@ -110,7 +112,7 @@ class Numpy(Backend):
         return y
 
     def _turn(self, positions: NDArray[Any], freqs: Array) -> NDArray[np.complex64]:
-        """exp(i * positions[t] * freqs[j]), [T, 1, r]: to turn a pair is to multiply by it. The same for all layers of a step."""
+        """exp(i * positions[t] * freqs[j]), [T, 1, r]: to turn a pair is to multiply by it. All layers of a step share it."""
         at, of = positions.tobytes(), freqs.tobytes()
         turns = self._turns
         if turns is None or turns[0] != at or turns[1] != of:

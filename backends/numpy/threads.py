@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from threading import local
+from time import perf_counter, thread_time
+from typing import TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+CROWDED = 0.8  # of the time on the clock that a thread computes: on a quiet machine it is all of it
+WATCHED = 0.1  # seconds of steps to judge by
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds
+
+Result = TypeVar("Result")
+
 
 class Threads:
-    """`n` threads for array operations, and as many for the BLAS library, which has its own."""
+    """`n` threads for array operations, and as many for the BLAS library, which has its own.
+
+    BLAS's number of threads is the process's: two models in one process should be given the same.
+    """
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -19,6 +30,32 @@ class Threads:
         self._of_thread = local()
         self._blas = ThreadpoolController().select(user_api="blas").lib_controllers
         self._set_blas(n)
+        self._wall = self._cpu = 0.0
+        self._alone_until, self._pause = 0.0, FIRST_PAUSE
+
+    def step(self, run: Callable[[], Result]) -> Result:
+        """Run a step whose products use BLAS's threads, or one thread for a while if the machine is crowded.
+
+        BLAS's threads wait for each other in a loop. With a core each that is the fastest way. When another program wants
+        a core too, each of a step's 200 products waits for the scheduler, and two such programs slow each other down twenty
+        times. This thread then gets less time than the clock shows, which is how we know.
+        """
+        began, cpu = perf_counter(), thread_time()
+        if began < self._alone_until:
+            return run()
+        self._set_blas(self.n)
+        result = run()
+        self._wall += perf_counter() - began
+        self._cpu += thread_time() - cpu
+        if self._wall > WATCHED:
+            if self._cpu < CROWDED * self._wall:
+                self._alone_until = perf_counter() + self._pause
+                self._pause = min(2 * self._pause, LONGEST_PAUSE)
+                self._set_blas(1)
+            else:
+                self._pause = FIRST_PAUSE
+            self._wall = self._cpu = 0.0
+        return result
 
     def together(self, function: Callable[[int], None], n: int) -> None:
         """Call function(0) to function(n - 1) at the same time, n at most `self.n`; raises what the first of them raised.
@@ -45,7 +82,7 @@ class Threads:
             work(0)
         finally:
             failures = [other.exception() for other in others]  # waits for each
-            self._set_blas(self.n)
+            self._set_blas(1 if perf_counter() < self._alone_until else self.n)
         for failure in failures:
             if failure is not None:
                 raise failure

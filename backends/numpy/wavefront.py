@@ -45,7 +45,7 @@ class WavefrontPlan(LoopPlan):
         lengths = {len(array) for name, array in inputs.items() if name in self._of_tokens}
         n_blocks = min(self._threads.n, min(lengths, default=0) // SHORTEST)
         if n_blocks < 2 or observe is not None:
-            return super().__call__(inputs, observe)
+            return self._threads.step(lambda: super(WavefrontPlan, self).__call__(inputs, observe))
         values = self.start(inputs)
         for slot, array in self._run_body(inputs, self._cut(inputs["positions"], n_blocks)).items():
             values[slot] = array

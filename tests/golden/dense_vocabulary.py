@@ -1,4 +1,5 @@
 """A byte-level vocabulary in which any two bytes merge: where a text is cut into words shows in its ids."""
+
 from __future__ import annotations
 
 from typing import Any

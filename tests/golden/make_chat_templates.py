@@ -8,6 +8,7 @@ Copyright (c) 2023-2026 The ggml authors). Taken are those that transformers ren
 expects; the others rely on llama.cpp's repairs, such as merging the system message into the user's. Zephyr's template
 (HuggingFaceH4/zephyr-7b-beta, MIT) and that of SmolLM2's GGUF file (Apache-2.0) are rendered by transformers alone.
 """
+
 from __future__ import annotations
 
 import ast

@@ -21,6 +21,7 @@ it is this project's code. The model (HuggingFaceTB, Apache-2.0) is not copied; 
 The model runs in float64 (`.double()`), which takes some minutes; the results are rounded to float32. What float32 is
 left in it: see make_tiny_models.py.
 """
+
 from __future__ import annotations
 
 import hashlib

@@ -16,6 +16,7 @@ NAME.npz, for i from 0 to 3:
 The model runs in float64 (`.double()`), the result is rounded to float32. transformers computes the mean square of
 RMSNorm and the angles of rope in float32, whatever the model's dtype: that leaves about 1e-6 of the largest logit.
 """
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -6,6 +6,7 @@
 
 Use Python 3.10 to 3.12: their unicodedata knows no character that llama.cpp does not.
 """
+
 from __future__ import annotations
 
 import argparse

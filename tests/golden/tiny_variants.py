@@ -1,4 +1,5 @@
 """The tiny models: each differs from the others in what an engine can get wrong."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """Two vocabularies of some 300 tokens, one of each kind that LLaMA's descendants use. They can write any text."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -19,7 +20,9 @@ def sentencepiece_vocabulary() -> dict[str, Any]:
         "tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces],
         "types": [*kinds, *[gguf.TokenType.NORMAL] * len(pieces)],
         "scores": [0.0] * len(kinds) + [float(-rank) for rank in range(len(pieces))],
-        "bos": 1, "eos": 2, "add_bos": True,
+        "bos": 1,
+        "eos": 2,
+        "add_bos": True,
     }
 
 
@@ -32,7 +35,12 @@ def byte_pair_vocabulary() -> dict[str, Any]:
     tokens = [*characters, *merged, *specials]
     n_plain = len(tokens) - len(specials)
     return {
-        "model": "gpt2", "pre": "qwen2", "tokens": tokens, "merges": merges,
+        "model": "gpt2",
+        "pre": "qwen2",
+        "tokens": tokens,
+        "merges": merges,
         "types": [*[gguf.TokenType.NORMAL] * n_plain, *[gguf.TokenType.CONTROL] * len(specials)],
-        "bos": n_plain, "eos": n_plain + 2, "add_bos": False,
+        "bos": n_plain,
+        "eos": n_plain + 2,
+        "add_bos": False,
     }

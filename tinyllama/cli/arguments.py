@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -184,6 +185,7 @@ def load_model(args: argparse.Namespace) -> Model:
     """The model of these flags."""
     from ..model import Model
 
+    sys.path.append(os.getcwd())  # where --backend module:Class is looked for last
     return Model.load(
         args.model,
         backend=args.backend,

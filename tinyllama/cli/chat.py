@@ -1,4 +1,5 @@
 """`tinyllama chat`: a conversation, each line of stdin a turn."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,5 @@
 """`tinyllama tokenize`: the token ids of a text. Flags and output are llama-tokenize's (llama.cpp, tools/tokenize)."""
+
 from __future__ import annotations
 
 import argparse

@@ -3,6 +3,7 @@
 Text is first cut into words (pre_tokenizers.py); inside a word the pair that stands first in the list of merges goes
 first. Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.2, and its code.
 """
+
 from __future__ import annotations
 
 from functools import cached_property

@@ -1,4 +1,5 @@
 """What must be known about the tokenizers library (Rust) to hand a file's vocabulary to it safely."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping

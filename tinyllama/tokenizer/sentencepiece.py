@@ -7,6 +7,7 @@ The tokenizers library merges by a list of pairs, not by scores, so the list is 
 two, best token first. Two differences to SentencePiece are bridged here: single characters may merge although they are
 no tokens themselves (they get ids beyond the vocabulary), and what is left of them, or is unknown, becomes bytes.
 """
+
 from __future__ import annotations
 
 from functools import cached_property

@@ -4,6 +4,7 @@ As llama.cpp's `tokenizer_st_partition`: of overlapping tokens the longest (in b
 leftmost. Done on UTF-8 bytes, and with dictionary look-ups only where some token's first byte stands, so that neither
 a long text nor thousands of special tokens make it slow.
 """
+
 from __future__ import annotations
 
 import re

@@ -1,4 +1,5 @@
 """Text from tokens as they come, never half a character."""
+
 from __future__ import annotations
 
 import codecs

@@ -1,4 +1,5 @@
 """Tokenizer: text to token ids and back, as llama.cpp does it (llama-vocab.cpp, `llama_vocab::impl::tokenize`)."""
+
 from __future__ import annotations
 
 import re

@@ -3,6 +3,7 @@
 Keys are those of the GGUF specification (tokenizer.ggml.*). What a file leaves out is filled in as llama.cpp does
 (llama-vocab.cpp, `llama_vocab::impl::load`), because files in the wild were made to run there.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
