@@ -25,7 +25,7 @@ def attention(q: Array, keys: Array, values: Array, positions: NDArray[Any], sca
     group = h // k  # query heads that share a key head
     out = np.empty((T, h, e), q.dtype)
 
-    def block(rows: slice) -> None:
+    for rows in slices(T, BLOCK):
         at = positions[rows]
         n = len(at)
         first, last = (at[0], at[0]) if n == 1 else (at.min(), at.max())
@@ -41,7 +41,4 @@ def attention(q: Array, keys: Array, values: Array, positions: NDArray[Any], sca
         mixed = p @ values[:seen].transpose(1, 0, 2)  # [k, group * n, e]
         mixed /= p.sum(axis=-1, keepdims=True)
         out[rows] = mixed.reshape(k, group, n, e).transpose(2, 0, 1, 3).reshape(n, h, e)
-
-    for rows in slices(T, BLOCK):
-        block(rows)
     return out
