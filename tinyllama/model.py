@@ -68,8 +68,9 @@ class Model:
                 raise OptionError(f"{name} = {value} is out of range: it must be {int(name == 'n_threads')} or more")
         if isinstance(backend, str):
             backend = get_backend(backend, Options(n_threads=n_threads, weights_memory=weights_memory, fuse=fuse))
+        path = find(name_or_path)
         began = perf_counter()
-        model = cls(open_model_file(find(name_or_path), mmap=mmap), backend, n_ctx)
+        model = cls(open_model_file(path, mmap=mmap), backend, n_ctx)
         model.load_seconds = perf_counter() - began
         return model
 
