@@ -8,16 +8,7 @@ from tinyllama.summary import load_summary, prompt_summary, timings_summary
 
 
 def generate(args) -> int:
-    model = Model.load(
-        args.model,
-        backend=args.backend,
-        n_gpu_layers=args.n_gpu_layers,
-        n_ctx=args.ctx_size,
-        mmap=args.mmap,
-        n_threads=args.threads,
-        weights_memory=args.weights_memory,
-        fuse=args.fuse,
-    )
+    model = Model.load(args.model, **arguments.model_options(args))
     print(load_summary(model), file=sys.stderr)
     tokens = model.tokenize(arguments.prompt_from(args))
     if args.verbose_prompt:

@@ -71,9 +71,9 @@ class WavefrontPlan(LoopPlan):
                 for i in self._body:
                     self.run(i, values)
                     if _writes(i):
-                        written[n].release()
                         if n > 0:
                             written[n - 1].acquire()
+                        written[n].release()  # only now: it tells the next block that all blocks up to here have written
                 results[n] = {slot: values[slot] for slot in self._crossing}
             finally:  # also when it failed: the next block must not wait for ever
                 written[n].release(len(self._body))

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ops.errors import OptionError
 
@@ -181,21 +181,25 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     add("--verbose-prompt", action="store_true", help="print the prompt's tokens before generating")
 
 
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What Model.load takes beside the model's name."""
+    return {
+        "backend": args.backend,
+        "n_gpu_layers": args.n_gpu_layers,
+        "n_ctx": args.ctx_size,
+        "mmap": args.mmap,
+        "n_threads": args.threads,
+        "weights_memory": args.weights_memory,
+        "fuse": args.fuse,
+    }
+
+
 def load_model(args: argparse.Namespace) -> Model:
     """The model of these flags."""
     from ..model import Model
 
     sys.path.append(os.getcwd())  # where --backend module:Class is looked for last
-    return Model.load(
-        args.model,
-        backend=args.backend,
-        n_gpu_layers=args.n_gpu_layers,
-        n_ctx=args.ctx_size,
-        mmap=args.mmap,
-        n_threads=args.threads,
-        weights_memory=args.weights_memory,
-        fuse=args.fuse,
-    )
+    return Model.load(args.model, **model_options(args))
 
 
 def sampling_from(args: argparse.Namespace) -> Sampling:

@@ -1,0 +1,106 @@
+"""A long step in blocks of tokens: the same numbers, whatever the number of threads, and no thread left waiting."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends import Options
+from backends.numpy import Numpy
+from backends.numpy.threads import Threads
+from tinyllama import Model
+
+TINY = Path(__file__).parent / "data" / "tiny" / "llama-gqa-tied.gguf"
+TOKENS = np.random.default_rng(0).integers(0, 300, 300).tolist()
+
+
+def load(n_threads: int) -> Model:
+    return Model.load(TINY, n_threads=n_threads, n_ctx=1000)
+
+
+@pytest.fixture(scope="module")
+def truth() -> np.ndarray:
+    """One thread runs the step whole: no blocks, and none of the code that is tested here."""
+    return load(1).context().eval(TOKENS, "all")
+
+
+@pytest.mark.parametrize("n_threads", [2, 3, 8])
+def test_blocks_give_the_same_logits_at_every_position(truth, n_threads):
+    context = load(n_threads).context(n_batch=300)
+    got = context.eval(TOKENS, "all")
+    # other shapes of the same products: roundings of float32, over sums of up to 300 keys
+    np.testing.assert_allclose(got, truth, atol=1e-5 * np.abs(truth).max())
+    context.rewind(100)  # and again from the middle, with keys in the cache
+    np.testing.assert_allclose(context.eval(TOKENS[100:]), truth[-1], atol=1e-5 * np.abs(truth).max())
+
+
+def test_blocks_cover_all_tokens_and_later_ones_are_shorter():
+    plan = load(4).context()._executor._segments[0][2]
+    blocks = plan._cut(np.arange(500, 800), 4)
+    assert [b.start for b in blocks] == [0, *(b.stop for b in blocks[:-1])]
+    assert blocks[-1].stop == 300
+    lengths = [b.stop - b.start for b in blocks]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_an_error_in_one_block_ends_the_step(monkeypatch):
+    model = load(3)
+    context = model.context(n_batch=300)
+    main = threading.current_thread()
+
+    def fail(self, x, positions, freqs, *, neox=False):
+        if threading.current_thread() is not main:
+            raise ZeroDivisionError("in a block")
+        return x
+
+    monkeypatch.setitem(model.backend.kernels, "rope", fail.__get__(model.backend))
+    broken = model.context(n_batch=300)
+    with pytest.raises(ZeroDivisionError, match="in a block"):
+        broken.eval(TOKENS)
+    assert broken.tokens == []
+    monkeypatch.undo()
+    assert np.isfinite(context.eval(TOKENS)).all()  # the threads are free again
+
+
+def test_two_contexts_in_two_threads_at_once(truth):
+    model, got = load(3), [None] * 3
+
+    def work(n):
+        context = model.context(n_batch=300)
+        for _ in range(5):
+            context.rewind(0)
+            got[n] = context.eval(TOKENS, "all")
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    for logits in got:
+        np.testing.assert_allclose(logits, truth, atol=1e-5 * np.abs(truth).max())  # as above
+
+
+def test_weights_may_be_converted_inside_a_block(truth):
+    """The first step converts weights on all threads, and is itself on all threads."""
+    for budget in (0, None):
+        backend = Numpy(Options(n_threads=3, weights_memory=budget))
+        got = Model.load(TINY, backend=backend, n_ctx=1000).context(n_batch=300).eval(TOKENS, "all")
+        np.testing.assert_allclose(got, truth, atol=1e-5 * np.abs(truth).max())  # as above
+
+
+def test_each_part_is_done_once_also_from_inside():
+    threads, done, lock = Threads(4), [], threading.Lock()
+
+    def part(s):
+        with lock:
+            done.append(s.start)
+
+    threads.each(part, [slice(i, i + 1) for i in range(50)])
+    assert sorted(done) == list(range(50))
+    done.clear()
+    threads.together(lambda n: threads.each(part, [slice(n, n + 1)]), 4)
+    assert sorted(done) == [0, 1, 2, 3]
