@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from ops.errors import FetchError
 from tinyllama.models import find
@@ -17,3 +18,7 @@ def smollm2() -> Path:
         return find("smollm2")
     except FetchError as error:
         pytest.skip(f"needs the model smollm2: {error}")
+
+
+settings.register_profile("tinyllama", deadline=None)  # machines that run tests are shared: a slow example is no failure
+settings.load_profile("tinyllama")
