@@ -98,7 +98,7 @@ def test_typical_keeps_what_is_nearest_to_the_entropy(logits: list[float], p: fl
     total = math.fsum(probs[i] for i in kept)
     assert total > p - ROUNDING
     last = max(kept, key=lambda i: distance[i])
-    ties = [probs[i] for i in kept if distance[i] > distance[last] - 1e-9]  # any of these may have come last
+    ties = [probs[i] for i in kept if distance[i] >= distance[last] - 1e-9]  # any of these may have come last
     assert len(kept) == 1 or total - max(ties) <= p + ROUNDING
     assert all(distance[i] <= distance[j] + 1e-9 for i in kept for j in dropped)  # sums and logs of 200 terms near 60
 
