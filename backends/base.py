@@ -26,8 +26,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from time import perf_counter
 from typing import Any, ClassVar, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -100,16 +102,28 @@ class Plan(Protocol):
 class Backend:
     """Buffers are plain numpy arrays here; a device overrides the first group of methods together.
 
-    A buffer of another kind needs `shape` and `nbytes`, which traces and profiles read.
+    A buffer of another kind needs `shape` and `nbytes`, which traces and profiles read. Contexts in several threads share a
+    backend, so kernels keep nothing between calls that another thread could change. A constructor that finds no device
+    raises BackendError with a sentence that says what to install.
     """
 
     name: ClassVar[str] = "reference"
+    _kernels: ClassVar[dict[str, str]] = {}  # op -> the method that computes it
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
-        methods = (getattr(self, attribute) for attribute in dir(type(self)))
-        self.kernels: dict[str, Callable[..., Buffer]] = {m.op.name: m for m in methods if hasattr(m, "op")}
-        self._resident: dict[Tensor, Buffer] = {}
+        self._resident: WeakKeyDictionary[Tensor, Buffer] = WeakKeyDictionary()
+        self._lock = Lock()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        marked = ((name, getattr(getattr(cls, name, None), "op", None)) for name in dir(cls))
+        cls._kernels = {**cls._kernels, **{op.name: name for name, op in marked if op is not None}}
+
+    def kernel_of(self, op: Op) -> Callable[..., Buffer] | None:
+        """This backend's own kernel of an op, if it has one."""
+        method = self._kernels.get(op.name)
+        return None if method is None else getattr(self, method)
 
     @property
     def n_threads(self) -> int:
@@ -142,9 +156,12 @@ class Backend:
 
     def resident(self, tensor: Tensor, dtype: str) -> Buffer:
         """A leaf's buffer, made once for all contexts: of a "weight" as `weight` makes it, of a float in float32."""
-        if tensor not in self._resident:
-            self._resident[tensor] = self.weight(tensor) if dtype == "weight" else self.upload(tensor.dequantize())
-        return self._resident[tensor]
+        with self._lock:
+            if (buffer := self._resident.get(tensor)) is None:
+                buffer = self.weight(tensor) if dtype == "weight" else self.upload(tensor.dequantize())
+                if buffer is not tensor:  # which would keep itself alive
+                    self._resident[tensor] = buffer
+            return buffer
 
     def nbytes(self, buffer: Buffer) -> int:
         """Bytes that a kernel reads to see all of a buffer."""
@@ -173,7 +190,7 @@ class Backend:
 
     def fused(self, graph: Graph) -> Graph:
         """The graph as this backend runs it: with every fused op that it has a kernel for."""
-        has = [op for op in OPS.values() if op.fused and op.name in self.kernels]
+        has = [op for op in OPS.values() if op.fused and self.kernel_of(op)]
         return fuse(graph, has) if self.options.fuse else graph
 
     def on_host(self, op: Op) -> Callable[..., Buffer]:
@@ -225,18 +242,18 @@ class LoopPlan:
         self.on_host = Counter(i.node.op.name for i in self.program if i.on_host)
 
     def _instructions(self, graph: Graph) -> list[Instruction]:
-        kernels = self._backend.kernels
+        kernels = {n.op: self._backend.kernel_of(n.op) for n in graph.nodes}
         last_use = {v: n for n in graph.nodes for v in n.inputs}
         keep = set(graph.outputs) | set(graph.leaves.values())
         return [
             Instruction(
-                run=kernels.get(n.op.name) or self._backend.on_host(n.op),
-                operands=tuple(self._operand(v, n.op.name not in kernels) for v in n.inputs),
+                run=kernels[n.op] or self._backend.on_host(n.op),
+                operands=tuple(self._operand(v, kernels[n.op] is None) for v in n.inputs),
                 attrs=n.attrs,
                 result=self._slot[n.output],
                 done=tuple(self._slot[v] for v in set(n.inputs) - keep if last_use[v] is n),
                 node=n,
-                on_host=n.op.name not in kernels,
+                on_host=kernels[n.op] is None,
             )
             for n in graph.nodes
         ]

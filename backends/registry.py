@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import entry_points
 
-from ops.errors import BackendError
+from ops.errors import BackendError, TinyLlamaError
 
 from .base import Backend, Options
 
@@ -26,8 +26,18 @@ def get_backend(name: str, options: Options | None = None) -> Backend:
         raise BackendError(f"unknown backend '{name}': known are {', '.join(sorted(known))}, or give module:Class")
     try:
         made = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise BackendError(f"backend '{name}' cannot be loaded from {module}:{attribute}: {error}") from error
+    except Exception as error:  # whatever a foreign module does when it is imported
+        raise BackendError(f"backend '{name}' cannot be loaded from {module}:{attribute}: {_told(error)}") from error
     if not (isinstance(made, type) and issubclass(made, Backend)):
         raise BackendError(f"backend '{name}': {module}:{attribute} is not a subclass of backends.base.Backend")
-    return made(options)
+    try:
+        return made(options)
+    except TinyLlamaError:
+        raise
+    except Exception as error:  # a driver's own, when it finds no device
+        raise BackendError(f"backend '{name}' cannot be used here: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """An error of someone else's in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -32,16 +32,22 @@ class Match:
 
 
 def fuse(graph: Graph, ops: Iterable[Op]) -> Graph:
-    """The same graph with every occurrence of these fused ops' formulas replaced by one node each."""
-    for op in ops:
-        graph = replace(graph, nodes=_rewrite(graph, op))
+    """The same graph with every occurrence of these fused ops' formulas replaced by one node each, the longest first."""
+    patterns = [(op, *_pattern(op)) for op in ops]
+    for op, pattern, root in sorted(patterns, key=lambda p: -len(p[1].nodes)):
+        graph = replace(graph, nodes=_rewrite(graph, op, pattern, root))
     return graph
 
 
-def _rewrite(graph: Graph, op: Op) -> list[Node]:
+def _pattern(op: Op) -> tuple[Graph, Value]:
+    """The formula as a graph, and the value it ends in."""
     pattern = Graph(checked=False)
     leaves = [pattern.leaf(operand.name, ()) for operand in op.inputs]
-    root = op.formula(*leaves, **{name: Hole(name) for name in op.attrs})
+    return pattern, op.formula(*leaves, **{name: Hole(name) for name in op.attrs})
+
+
+def _rewrite(graph: Graph, op: Op, pattern: Graph, root: Value) -> list[Node]:
+    leaves = list(pattern.leaves.values())
     wanted_node = {n.output: n for n in pattern.nodes}
     found_node = {n.output: n for n in graph.nodes}
     uses = Counter(v for n in graph.nodes for v in n.inputs) + Counter(graph.outputs)

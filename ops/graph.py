@@ -44,18 +44,6 @@ class Value:
     shape: Shape
     dtype: str = "float"  # "float": whatever float the graph computes in; "int"; "weight": float or quantised blocks
 
-    def __add__(self, other: Value) -> Value:
-        return self._apply("add", other)
-
-    def __mul__(self, other: Value) -> Value:
-        return self._apply("mul", other)
-
-    def _apply(self, op_name: str, other: Value) -> Value:
-        from .op import OPS
-
-        result: Value = OPS[op_name](self, other)
-        return result
-
     def __repr__(self) -> str:
         return f"{self.name}[{', '.join(map(str, self.shape))}]"
 
@@ -99,7 +87,7 @@ class Graph:
     def append(self, op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any], name: str) -> Value:
         """Record `op` applied to `inputs`; ShapeError if they do not fit."""
         shape = op.infer([v.shape for v in inputs], attrs) if self.checked else ()
-        output = Value(self, self._unique(name or op.name), shape)
+        output = Value(self, self._unique(name or op.name), shape, op.output.dtype)
         self.nodes.append(Node(op, inputs, attrs, output, _layer.get()))
         return output
 

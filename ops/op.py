@@ -67,7 +67,7 @@ class Op:
     flops: CodeType  # an expression in the sizes
     flops_text: str
     touches: Mapping[str, CodeType]  # operand -> the fraction of its bytes that is read or written, where not all
-    view: bool  # the output is the input's memory seen with another shape: nothing is computed or moved
+    view_of: str  # the operand whose memory the output is, seen with another shape; "" if it is new memory
     fused: bool  # the formula is made of other ops
 
     @property
@@ -103,8 +103,6 @@ class Op:
 
     def cost(self, operands: Sequence[Any], output: Any, nbytes: Callable[[Any], int] = lambda x: int(x.nbytes)) -> Cost:
         """FLOPs and bytes of one application to these arrays (anything with .shape); `nbytes` tells an array's size."""
-        if self.view:
-            return Cost(0.0, 0.0)
         sizes = self.sizes([x.shape for x in operands], {})
         sizes |= {dim: size for dim, size in zip(self.output.dims, output.shape, strict=True) if dim.isidentifier()}
         moved = 0.0
@@ -134,7 +132,7 @@ def op(
     flops: str = "0",
     where: str = "",
     touches: Mapping[str, str] | None = None,
-    view: bool = False,
+    view_of: str = "",
     fused: bool = False,
 ) -> Callable[[Formula], Op]:
     """Declare an op: `@op("x[T, n], weight[m, n] -> y[T, m]", flops="2*T*m*n")` above its formula."""
@@ -154,7 +152,7 @@ def op(
             flops=compile(flops, signature, "eval"),
             flops_text=flops,
             touches={name: compile(text, signature, "eval") for name, text in (touches or {}).items()},
-            view=view,
+            view_of=view_of,
             fused=fused,
         )
         object.__setattr__(made, "__doc__", formula.__doc__)

@@ -14,8 +14,8 @@ def rope(x: Array, positions: Array, freqs: Array, *, neox: bool = False) -> Arr
     (`neox=True`). Components beyond 2*r stay as they are.
     """
     r = len(freqs)
-    angle = (positions[:, None] * freqs.astype(np.float64)).astype(x.dtype)[:, None, :]  # [T, 1, r]
-    cos, sin = np.cos(angle), np.sin(angle)
+    angle = (positions[:, None] * freqs.astype(np.float64))[:, None, :]  # [T, 1, r]; float32 would be off by 1e-3 at 10,000
+    cos, sin = np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype)
     first, second = (np.s_[..., :r], np.s_[..., r : 2 * r]) if neox else (np.s_[..., 0 : 2 * r : 2], np.s_[..., 1 : 2 * r : 2])
     y = x.copy()
     y[first] = x[first] * cos - x[second] * sin

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
+import weakref
 from pathlib import Path
 
 import gguf
@@ -58,14 +61,14 @@ def test_contexts_in_threads(model):
 def test_the_cache_grows_as_it_is_used_and_keeps_what_it_holds():
     model = Model.load(TINY / "llama-gqa-tied.gguf", n_ctx=600)
     context = model.context()
-    small = context.kv_bytes()
-    assert small < context.kv_bytes(model.n_ctx)
+    small = context.kv_bytes
+    assert small < model.kv_bytes(600)
     tokens = np.random.default_rng(0).integers(0, model.config.n_vocab, 600).tolist()
     grown = np.concatenate([context.eval(tokens[i : i + 50], "all") for i in range(0, len(tokens), 50)])
     at_once = model.context().eval(tokens, "all")
     # other shapes of the same products: roundings of float32 over hundreds of summands
     np.testing.assert_allclose(grown, at_once, atol=1e-4 * np.abs(at_once).max())
-    assert small < context.kv_bytes() <= context.kv_bytes(model.n_ctx)
+    assert small < context.kv_bytes <= model.kv_bytes(600)
 
 
 def test_logits_belong_to_the_caller(model):
@@ -98,13 +101,57 @@ def test_layers_may_live_on_different_backends(model, cut):
     layers = tuple(first if i < cut else second for i in range(model.config.n_layer))
     split = Model(model.file, Numpy())
     split.placement = Placement(first, layers, second)
-    context = split.context()
-    truth = model.context().eval(TOKENS)
-    context.eval(TOKENS[:5])
+    tokens = TOKENS * 20  # long enough for numpy to cut the step into blocks
+    truth = model.context(n_ctx=300).eval(tokens, "all")
+    context = split.context(n_ctx=300)
+    first_part = context.eval(tokens[:150], "all")
     # the second backend computes by formula: exp and sums in another order, in float32
-    np.testing.assert_allclose(context.eval(TOKENS[5:]), truth, atol=1e-5 * np.abs(truth).max())
+    np.testing.assert_allclose(first_part, truth[:150], atol=1e-5 * np.abs(truth).max())
+    np.testing.assert_allclose(context.eval(tokens[150:]), truth[-1], atol=1e-5 * np.abs(truth).max())
     executor = Executor(model.graph, split.placement, model.leaves)
     assert len(executor._segments) == (1 if cut == 0 else 2) + (cut == 0)
+
+
+def test_a_numpy_part_without_attention_takes_long_steps(model):
+    """All layers on another backend: what is left is the embedding, and the output."""
+    ends, layers = Numpy(), Backend()
+    split = Model(model.file, ends)
+    split.placement = Placement(ends, (layers,) * model.config.n_layer, ends)
+    tokens = TOKENS * 20
+    truth = model.context(n_ctx=300).eval(tokens)
+    np.testing.assert_allclose(split.context(n_ctx=300).eval(tokens), truth, atol=1e-5 * np.abs(truth).max())  # as above
+
+
+def test_a_cache_that_cannot_grow_leaves_the_context_as_it_was(model, monkeypatch):
+    context = model.context(n_ctx=600)
+    context.eval(TOKENS)
+    enlarge, calls = model.backend.enlarge, []
+
+    def fail_at_the_second(buffer, rows):
+        calls.append(rows)
+        if len(calls) == 2:
+            raise MemoryError
+        return enlarge(buffer, rows)
+
+    monkeypatch.setattr(model.backend, "enlarge", fail_at_the_second)
+    with pytest.raises(MemoryError):
+        context.eval([1] * 400)
+    monkeypatch.undo()
+    truth = model.context(n_ctx=600).eval(TOKENS + [1] * 400)
+    np.testing.assert_allclose(context.eval([1] * 400), truth, atol=1e-4 * np.abs(truth).max())  # as for the cache that grows
+
+
+def test_a_model_lets_go_of_its_file_and_weights():
+    """At once, not when the garbage collector comes by: a second model may need the memory."""
+    model = Model.load(TINY / "llama-gqa-tied.gguf")
+    model.context().eval(TOKENS)
+    weight, backend = weakref.ref(model.tensors["token_embd.weight"]), weakref.ref(model.backend)
+    gc.disable()
+    try:
+        del model
+        assert (weight(), backend()) == (None, None)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
@@ -214,6 +261,7 @@ def test_a_file_that_holds_no_model_we_can_run(tmp_path, wrong, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not let a mapped file be cut short")
 def test_a_file_that_shrank_is_seen_before_the_next_step(tmp_path):
     path = write(tmp_path / "m.gguf")
     context = Model.load(path).context()

@@ -43,13 +43,6 @@ def test_values_are_named_after_their_layer_and_unique():
     assert [n.layer for n in graph.nodes] == [3, 3, 3, None]
 
 
-def test_operators_are_ops():
-    graph = Graph()
-    x = graph.leaf("x", ("T", 4))
-    _ = x + x * x
-    assert [n.op.name for n in graph.nodes] == ["mul", "add"]
-
-
 def test_part_has_what_it_needs_as_leaves_and_what_others_need_as_outputs():
     graph = Graph()
     graph.outputs = [feed_forward(graph)]

@@ -56,7 +56,7 @@ def run_eagerly(model: Model, tokens: NDArray[Any], dtype: type) -> NDArray[Any]
     """The architecture's function on plain arrays: no graph, no backend."""
     weights = {key: dense(leaf, dtype) for key, leaf in model.leaves.items()}
     caches: dict[str, NDArray[Any]] = {
-        key: np.zeros((len(tokens), *shape), dtype) for key, (_, shape) in model.cache_shapes().items()
+        key: np.zeros((len(tokens), *shape), dtype) for key, (_, shape) in model.caches().items()
     }
     every = np.arange(len(tokens))
     logits: NDArray[Any] = architecture(model.config.arch).equations(

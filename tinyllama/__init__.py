@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Context", "Generation", "Model", "Sampling", "TinyLlamaError"]
+__all__ = [
+    "Context",
+    "Generation",
+    "Model",
+    "Sampling",
+    "TinyLlamaError",
+    "load_summary",
+    "prompt_summary",
+    "timings_summary",
+]
 
 if TYPE_CHECKING:
     from ops.errors import TinyLlamaError
@@ -16,6 +25,7 @@ if TYPE_CHECKING:
     from .generation import Generation
     from .model import Model
     from .sampling import Sampling
+    from .summary import load_summary, prompt_summary, timings_summary
 
 _HOME = {
     "Context": "tinyllama.context",
@@ -23,6 +33,9 @@ _HOME = {
     "Model": "tinyllama.model",
     "Sampling": "tinyllama.sampling",
     "TinyLlamaError": "ops.errors",
+    "load_summary": "tinyllama.summary",
+    "prompt_summary": "tinyllama.summary",
+    "timings_summary": "tinyllama.summary",
 }
 
 

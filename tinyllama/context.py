@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,12 +11,14 @@ from numpy.typing import NDArray
 
 from backends.base import Observer
 from ops.errors import ContextFullError, OptionError, TokenError
+from ops.tensor import Tensor
 
 from .executor import Executor
 
 if TYPE_CHECKING:
     from .model import Model
 
+KV_DTYPE = np.dtype(np.float32)
 FIRST_PLACES = 256  # of the KV cache; it doubles when full, up to n_ctx
 
 
@@ -32,9 +35,10 @@ class Context:
         self.tokens: list[int] = []  # what the cache holds
         self._places = min(FIRST_PLACES, self.n_ctx)
         self._caches = {
-            name: model.placement.layers[i].allocate((self._places, *shape), np.float32)
-            for name, (i, shape) in model.cache_shapes().items()
+            name: model.placement.layers[i].allocate((self._places, *shape), KV_DTYPE)
+            for name, (i, shape) in model.caches().items()
         }
+        self.warm_up_seconds = 0.0
         self._executor = Executor(model.graph, model.placement, {**model.leaves, **self._caches})
 
     @property
@@ -71,14 +75,19 @@ class Context:
             raise
         return np.concatenate(parts) if logits == "all" else parts[-1][-1].copy()
 
-    def warm_up(self) -> None:
-        """Bring the weights into the form they are computed in, which the first step would otherwise do."""
-        self.model.warm_up()
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that the KV cache takes now; `Model.kv_bytes(n_ctx)` tells what it may grow to."""
+        return self.model.kv_bytes(self._places)
 
-    def kv_bytes(self, n_ctx: int | None = None) -> int:
-        """Bytes of the KV cache: allocated now, or with n_ctx places."""
-        places = self._places if n_ctx is None else n_ctx
-        return sum(places * int(np.prod(shape)) * 4 for _, shape in self.model.cache_shapes().values())
+    def warm_up(self, progress: Callable[[list[Tensor]], Iterable[Tensor]] = lambda weights: weights) -> None:
+        """Bring the weights into the form they are computed in, which the first step would otherwise do.
+
+        progress: wraps a list of weights, as tqdm does.
+        """
+        began = perf_counter()
+        self._executor.warm_up(progress)
+        self.warm_up_seconds += perf_counter() - began
 
     def on_host(self) -> dict[str, int]:
         """Ops that the backend has no kernel for, and how many nodes of each."""
@@ -95,10 +104,14 @@ class Context:
     def _make_room(self, n: int) -> None:
         if n <= self._places:
             return
-        self._places = min(max(2 * self._places, n), self.n_ctx)
-        for name, (i, _) in self.model.cache_shapes().items():
-            self._caches[name] = self.model.placement.layers[i].enlarge(self._caches[name], self._places)
-            self._executor.rebind(name, self._caches[name])
+        places = min(max(2 * self._places, n), self.n_ctx)
+        layer_of = {name: i for name, (i, _) in self.model.caches().items()}
+        larger = {
+            name: self.model.placement.layers[layer_of[name]].enlarge(cache, places) for name, cache in self._caches.items()
+        }
+        self._places, self._caches = places, larger  # all of them, or none where memory ran out
+        for name, cache in larger.items():
+            self._executor.rebind(name, cache)
 
     def _checked(self, tokens: Sequence[int]) -> NDArray[np.int64]:
         ids = np.asarray(tokens)

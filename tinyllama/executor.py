@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Backend, Buffer, Observer, Plan
+from ops.errors import BackendError, TinyLlamaError
 from ops.graph import Graph
 from ops.tensor import Tensor
 
@@ -20,6 +21,7 @@ class Executor:
     """A graph bound to weights and caches. Generation, tracing and profiling all go through `step`."""
 
     def __init__(self, graph: Graph, placement: Placement, leaves: Mapping[str, Tensor | Buffer]) -> None:
+        self._leaves = leaves
         self._segments: list[tuple[Backend, Graph, Plan]] = []
         for backend, nodes in placement.runs(graph):
             part = graph.part(nodes)
@@ -39,10 +41,22 @@ class Executor:
         values = dict(inputs)
         with np.errstate(all="ignore"):  # a damaged weight's NaN shows in the logits; a warning would not say where
             for (backend, part, plan), names in zip(self._segments, self._inputs, strict=True):
-                outputs = plan({name: values[name] for name in names}, observe)
-                for value, buffer in zip(part.outputs, outputs, strict=True):
-                    values[value.name] = backend.download(buffer)
+                try:
+                    outputs = plan({name: values[name] for name in names}, observe)
+                    for value, buffer in zip(part.outputs, outputs, strict=True):
+                        values[value.name] = backend.download(buffer)
+                except (TinyLlamaError, MemoryError):
+                    raise
+                except Exception as error:  # a device's own: lost, out of memory, a kernel that does not compile
+                    told = " ".join(f"{type(error).__name__}: {error}".split())
+                    raise BackendError(f"backend '{backend.name}' failed in a step: {told}") from error
         return [values[name] for name in self._outputs]
+
+    def warm_up(self, progress: Callable[[list[Tensor]], Iterable[Tensor]]) -> None:
+        """Let each backend bring its weights into the form it computes in. `progress` wraps the list of them, as tqdm does."""
+        for backend, part, _ in self._segments:
+            weights = [self._leaves[name] for name, value in part.leaves.items() if value.dtype == "weight"]
+            backend.warm_up(progress(weights))
 
     def on_host(self) -> Counter[str]:
         """Ops that ran by their formula on the host for want of a kernel, and how many nodes of each."""

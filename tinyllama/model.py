@@ -1,12 +1,14 @@
-"""A model: config, weights, tokenizer and graph, none of which changes. What changes is in a Context."""
+"""A model: config, weights, tokenizer and graph. They do not change; what a generation changes is in a Context."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from time import perf_counter
 from typing import Any
+
+import numpy as np
 
 from backends.base import Backend, Observer, Options
 from backends.registry import get_backend
@@ -15,7 +17,7 @@ from ops.graph import Graph
 from ops.tensor import Tensor
 
 from .build import build
-from .context import Context
+from .context import KV_DTYPE, Context
 from .formats import open_model_file
 from .formats.model_file import ModelFile
 from .generation import Generation
@@ -29,7 +31,6 @@ class Model:
     """Made by `Model.load`. Safe to share: contexts in several threads may run on one model."""
 
     def __init__(self, file: ModelFile, backend: Backend, n_ctx: int | None = None) -> None:
-        began = perf_counter()
         built = build(file)
         self.file = file
         self.config = built.config
@@ -38,8 +39,7 @@ class Model:
         self.backend = backend
         self.placement = Placement.all_on(backend, self.config.n_layer)
         self.n_ctx = n_ctx or self.config.n_ctx_train
-        self.load_seconds = perf_counter() - began
-        self.warm_up_seconds = 0.0
+        self.load_seconds = 0.0  # what `load` took
 
     @classmethod
     def load(
@@ -66,8 +66,11 @@ class Model:
         for name, value in (("n_ctx", n_ctx), ("weights_memory", weights_memory), ("n_threads", n_threads)):
             if value is not None and value < (1 if name == "n_threads" else 0):
                 raise OptionError(f"{name} = {value} is out of range: it must be {int(name == 'n_threads')} or more")
+        options = Options(n_threads=n_threads, weights_memory=weights_memory, fuse=fuse)
         if isinstance(backend, str):
-            backend = get_backend(backend, Options(n_threads=n_threads, weights_memory=weights_memory, fuse=fuse))
+            backend = get_backend(backend, options)
+        elif options != Options():
+            raise OptionError("n_threads, weights_memory and fuse are the backend's: give them to the one you made")
         path = find(name_or_path)
         began = perf_counter()
         model = cls(open_model_file(path, mmap=mmap), backend, n_ctx)
@@ -130,19 +133,15 @@ class Model:
             observe=observe,
         )
 
-    def warm_up(self, progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = lambda weights: weights) -> None:
-        """Bring the weights into the form they are computed in. `progress` wraps the list of them, as tqdm does."""
-        weights = [x for x in self.leaves.values() if isinstance(x, Tensor) and len(x.shape) > 1]
-        began = perf_counter()
-        self.backend.warm_up(progress(weights))
-        self.warm_up_seconds += perf_counter() - began
-
     def fused_graph(self) -> Graph:
         """The graph as the backend runs it."""
         return self.backend.fused(self.graph)
 
-    def cache_shapes(self) -> dict[str, tuple[int, tuple[int, int]]]:
-        """The caches' leaves: name -> (layer, (n_head_kv, size of a head))."""
-        cfg = self.config
-        sizes = {"k": cfg.n_embd_head_k, "v": cfg.n_embd_head_v}
-        return {f"cache_{x}_l{i}": (i, (cfg.n_head_kv, d)) for i in range(cfg.n_layer) for x, d in sizes.items()}
+    def caches(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """The graph's caches: leaf's name -> (layer, shape of one place)."""
+        writers = {v: n for n in self.graph.nodes for v in n.inputs if v.shape[0] == "C"}
+        return {v.name: (int(n.layer or 0), tuple(map(int, v.shape[1:]))) for v, n in writers.items()}
+
+    def kv_bytes(self, places: int) -> int:
+        """Bytes of a KV cache of so many places."""
+        return sum(places * int(np.prod(shape)) * KV_DTYPE.itemsize for _, shape in self.caches().values())

@@ -20,7 +20,6 @@ def mib(n: float) -> str:
 def load_summary(model: Model) -> str:
     """The model's sizes, in llama.cpp's words."""
     cfg, file = model.config, model.file
-    kv = 4 * model.n_ctx * cfg.n_layer * cfg.n_head_kv * (cfg.n_embd_head_k + cfg.n_embd_head_v)
     scale = "" if cfg.rope_freq_scale == 1 else f", freq_scale = {cfg.rope_freq_scale:g}"
     lines = {
         "model": f"{file.path.name}{f' ({cfg.name})' if cfg.name else ''}",
@@ -37,7 +36,7 @@ def load_summary(model: Model) -> str:
         "ftype": cfg.ftype,
         "params": f"{file.n_params / 1e6:.2f} M" if file.n_params < 1e9 else f"{file.n_params / 1e9:.2f} B",
         "model size": f"{mib(file.nbytes)} ({8 * file.nbytes / max(file.n_params, 1):.2f} bits a weight)",
-        "KV self size": f"{mib(kv)} when full, float32; grows as it is used",
+        "KV self size": f"{mib(model.kv_bytes(model.n_ctx))} when full, float32; grows as it is used",
         "weights": "mmapped" if file.mapped else "read into memory",
         "backend": model.backend.describe(),
         "placement": "; ".join(model.placement.ranges()),
@@ -62,7 +61,7 @@ def timings_summary(generation: Generation) -> str:
     if on_host := context.on_host():
         lines.append("on the host, for want of a kernel: " + ", ".join(f"{op} x{n}" for op, n in on_host.items()))
     lines += [
-        f"load time   = {context.model.load_seconds + context.model.warm_up_seconds:8.2f} s",
+        f"load time   = {context.model.load_seconds + context.warm_up_seconds:8.2f} s",
         f"prompt      = {_speed(t.prompt_tokens, t.prompt_seconds)}",
         f"generation  = {_speed(t.generated_tokens, t.generation_seconds)}",
         f"peak memory = {mib(peak) if (peak := peak_resident()) else 'not told by this system'}",

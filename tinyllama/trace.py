@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,18 +30,27 @@ class Trace:
         self._step = -1
 
     def __enter__(self) -> Trace:
-        try:
+        if self._path.is_dir():
+            raise OptionError(f"cannot write the trace {self._path}: it is a directory; name a file")
+        with self._told_if_it_fails():
             self._file = self._partial.open("w", encoding="utf-8")
-        except OSError as error:
-            raise OptionError(f"cannot write the trace {self._path}: {error.strerror}") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-        if kind is None:
-            os.replace(self._partial, self._path)
-        else:
-            self._partial.unlink()
+        try:
+            with self._told_if_it_fails():
+                self._file.close()
+                if kind is None:
+                    os.replace(self._partial, self._path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def _told_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OptionError(f"cannot write the trace {self._path}: {error.strerror or error}") from error
 
     def __call__(self, event: Event) -> None:
         node = event.node
@@ -47,7 +58,7 @@ class Trace:
         self._step += node is self._first
         values = event.backend.download(event.output)
         finite = values[np.isfinite(values)]
-        cost = event.cost
+        cost, seconds = event.cost, event.seconds or 1e-9  # a clock of coarse ticks may show none
         record = {
             "step": self._step,
             "name": node.output.name,
@@ -63,7 +74,8 @@ class Trace:
             "seconds": event.seconds,
             "flops": cost.flops,
             "bytes": cost.bytes,
-            "gflops": cost.flops / event.seconds / 1e9,
-            "gbps": cost.bytes / event.seconds / 1e9,
+            "gflops": cost.flops / seconds / 1e9,
+            "gbps": cost.bytes / seconds / 1e9,
         }
-        self._file.write(json.dumps(record) + "\n")
+        with self._told_if_it_fails():
+            self._file.write(json.dumps(record) + "\n")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from threading import local
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 import ops
 from ops.graph import Graph
+from ops.op import Op
 from ops.tensor import Tensor
 
 from ..base import Backend, Buffer, Options, Plan, kernel
@@ -43,11 +45,13 @@ class Numpy(Backend):
 
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)
-        self.kernels |= {op.name: op.formula for op in FORMULA_IS_BEST}
         keep_freed_memory()
         self.threads = Threads(self.n_threads)
         self.weights = Weights(self.options.weights_memory, self.threads)
-        self._turns: tuple[bytes, bytes, NDArray[np.complex64]] | None = None
+        self._turns = local()  # each thread's last, since each has its own block of positions
+
+    def kernel_of(self, op: Op) -> Callable[..., Array] | None:
+        return super().kernel_of(op) or (op.formula if op in FORMULA_IS_BEST else None)
 
     def warm_up(self, weights: Iterable[Tensor]) -> None:
         self.weights.warm_up(weights)
@@ -113,9 +117,9 @@ class Numpy(Backend):
 
     def _turn(self, positions: NDArray[Any], freqs: Array) -> NDArray[np.complex64]:
         """exp(i * positions[t] * freqs[j]), [T, 1, r]: to turn a pair is to multiply by it. All layers of a step share it."""
-        at, of = positions.tobytes(), freqs.tobytes()
-        turns = self._turns
-        if turns is None or turns[0] != at or turns[1] != of:
+        key = (positions.tobytes(), freqs.tobytes())
+        if getattr(self._turns, "key", None) != key:
             angle = (positions[:, None] * freqs.astype(np.float64))[:, None, :]
-            turns = self._turns = (at, of, np.exp(1j * angle).astype(np.complex64))
-        return turns[2]
+            self._turns.key, self._turns.made = key, np.exp(1j * angle).astype(np.complex64)
+        made: NDArray[np.complex64] = self._turns.made
+        return made

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import local
 from time import perf_counter, thread_time
 from typing import TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 CROWDED = 0.8  # of the time on the clock that a thread computes: on a quiet machine it is all of it
-WATCHED = 0.1  # seconds of steps to judge by
+WATCHED = 0.25  # seconds of steps to judge by: some systems count a thread's time in ticks of 16 ms
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds
 
 Result = TypeVar("Result")
@@ -76,9 +76,10 @@ class Threads:
             finally:
                 self._of_thread.is_taken = False
 
+        others: list[Future[None]] = []
         self._set_blas(1)
-        others = [self._pool.submit(work, i) for i in range(1, n)]
         try:
+            others += [self._pool.submit(work, i) for i in range(1, n)]
             work(0)
         finally:
             failures = [other.exception() for other in others]  # waits for each
@@ -87,15 +88,15 @@ class Threads:
             if failure is not None:
                 raise failure
 
-    def each(self, function: Callable[[slice], None], parts: Iterable[slice]) -> None:
+    def each(self, function: Callable[[slice], None], parts: list[slice]) -> None:
         """Call `function` for every part, on all threads."""
-        left = iter(list(parts))  # a list's iterator is taken from by one thread at a time
+        left = iter(parts)  # a list's iterator is taken from by one thread at a time
 
         def work(_: int) -> None:
             for part in left:
                 function(part)
 
-        self.together(work, self.n)
+        self.together(work, min(self.n, len(parts)))
 
     def _set_blas(self, n: int) -> None:
         for library in self._blas:

@@ -31,12 +31,13 @@ class WavefrontPlan(LoopPlan):
         super().__init__(backend, graph, leaves)
         self._threads = threads
         self._of_tokens = {name for name, value in graph.leaves.items() if value.shape[0] == "T"}
-        by_row = ["T" in i.node.output.shape or _writes(i) for i in self.program]
-        n_body = by_row.index(False) if False in by_row else len(by_row)
+        n_body = next((n for n, i in enumerate(self.program) if not _by_row(i)), len(self.program))
         self._body, self._tail = self.program[:n_body], self.program[n_body:]
-        made = {i.result for i in self._body}
+        made = {i.result: i.node.output.shape[0] for i in self._body}
         needed = {slot for i in self._tail for slot in i.operands} | set(self.outputs)
-        self._crossing = sorted(made & needed)  # what the blocks' results are put together for
+        self._crossing = sorted(made.keys() & needed)  # what the blocks' results are put together for
+        # a part of a model without attention has nothing to win; what crosses must be rows, to be put together again
+        self._can_cut = any(map(_writes, self._body)) and all(made[slot] == "T" for slot in self._crossing)
         one_key, two_keys = (sum(_flops(i, n_keys) for i in self._body) for n_keys in (1, 2))
         self._per_key, self._per_token = two_keys - one_key, 2 * one_key - two_keys  # flops
 
@@ -44,7 +45,7 @@ class WavefrontPlan(LoopPlan):
         """One step. A long one runs in blocks, unless someone observes: then op by op, so that each can be timed."""
         lengths = {len(array) for name, array in inputs.items() if name in self._of_tokens}
         n_blocks = min(self._threads.n, min(lengths, default=0) // SHORTEST)
-        if n_blocks < 2 or observe is not None:
+        if n_blocks < 2 or not self._can_cut or observe is not None:
             return self._threads.step(lambda: super(WavefrontPlan, self).__call__(inputs, observe))
         values = self.start(inputs)
         for slot, array in self._run_body(inputs, self._cut(inputs["positions"], n_blocks)).items():
@@ -86,6 +87,11 @@ def _flops(instruction: Instruction, n_keys: int) -> float:
     """For one token that sees so many keys."""
     node = instruction.node
     return node.op.flops_of([v.shape for v in node.inputs], T=1, S=n_keys, C=n_keys)
+
+
+def _by_row(instruction: Instruction) -> bool:
+    """Does each token's result need that token's operands only, and caches?"""
+    return "T" in instruction.node.output.shape or _writes(instruction)
 
 
 def _writes(instruction: Instruction) -> bool:

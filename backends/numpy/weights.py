@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from threading import Lock
-from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ class Weights:
         self.budget = free_memory() if budget is None else budget  # bytes of float32
         self.kept = 0
         self._threads = threads
-        self._dense: dict[Tensor, NDArray[np.float32]] = {}
+        self._dense: WeakKeyDictionary[Tensor, NDArray[np.float32]] = WeakKeyDictionary()
         self._lock = Lock()
 
     def get(self, tensor: Tensor) -> NDArray[np.float32] | None:
@@ -37,18 +38,25 @@ class Weights:
 
     def _admit(self, tensor: Tensor) -> NDArray[np.float32] | None:
         size = 4 * tensor.n_params
-        with self._lock:
+        with self._lock:  # held for the count only: to convert under it could wait for a thread that waits for it
             if tensor in self._dense or self.kept + size > self.budget:
                 return self._dense.get(tensor)
+            self.kept += size
+        try:
             dense = np.empty(tensor.shape, np.float32)
 
             def convert(rows: slice) -> None:
                 dense[rows] = tensor.dequantize(rows)
 
             self._threads.each(convert, chunks(tensor))
-            self._dense[tensor] = dense
-            self.kept += size
-        return dense
+        except BaseException:
+            with self._lock:
+                self.kept -= size
+            raise
+        with self._lock:
+            if tensor in self._dense:  # another thread was first
+                self.kept -= size
+            return self._dense.setdefault(tensor, dense)
 
     def multiply(self, x: NDArray[np.float32], tensor: Tensor) -> NDArray[np.float32]:
         """x @ tensor.T for a weight that is not kept."""
@@ -70,12 +78,25 @@ def chunks(tensor: Tensor) -> list[slice]:
 
 
 def free_memory() -> int:
-    """Bytes that may be used without pressing other programs: 80% of what the system calls available."""
+    """Bytes that may be used without pressing other programs: 80% of what the system and this container have left."""
+    left = [n for n in (_system_left(), _container_left()) if n is not None]
+    return min(left) * 8 // 10 if left else 8 << 30
+
+
+def _system_left() -> int | None:
+    """Linux tells what is available; elsewhere half of all memory is taken for that, where it can be asked."""
     try:
-        with open("/proc/meminfo") as lines:
-            fields: dict[str, Any] = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024 * 8 // 10
-    except (OSError, KeyError):  # not Linux: half of all memory, if that can be asked
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-        return 8 << 30
+        with open("/proc/meminfo", "rb") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(b"MemAvailable"))
+    except (OSError, StopIteration):
+        pages = hasattr(os, "sysconf") and os.sysconf_names.get("SC_PHYS_PAGES")
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if pages else None
+
+
+def _container_left() -> int | None:
+    """What a control group (Linux, version 2) leaves to its processes."""
+    try:
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_bytes()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no control group, or no limit: "max"
+        return None
+    return max(0, limit - used)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,14 @@ from .arguments import DEFAULT_MODEL, add_placement_arguments, integer, load_mod
 if TYPE_CHECKING:
     from ..benchmark import Case
     from ..model import Model
+    from ..profile import Peak
 
 HELP = "measure tokens a second as llama-bench does, and by op with --profile"
 
 
-def integers(low: int) -> Callable[[str], list[int]]:
+def integers(low: int, high: float = math.inf) -> Callable[[str], list[int]]:
     """A type for argparse: whole numbers with commas between."""
-    return lambda text: [integer(low)(part) for part in text.split(",")]
+    return lambda text: [integer(low, high)(part) for part in text.split(",")]
 
 
 def pair(text: str) -> tuple[int, int]:
@@ -70,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="prompt tokens computed at once (default: 512)",
     )
-    add("-t", "--threads", type=integers(1), default=[None], metavar="N,..", help="thread counts (default: all cores)")
+    add("-t", "--threads", type=integers(1, 1024), default=[None], metavar="N,..", help="thread counts (default: all cores)")
     add("-o", "--output", choices=("md", "json", "csv"), default="md", help="format of the results (default: md)")
     add("--profile", action="store_true", help="also print, for each test, time, GFLOP/s and GB/s by op beside the peak")
     add_placement_arguments(parser)
@@ -80,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..benchmark import bench, cases
+    from ..profile import measure_peak
 
     todo = cases(args.n_prompt, args.n_gen, args.pg, args.n_depth)
     if not todo:
@@ -91,14 +94,15 @@ def run(args: argparse.Namespace) -> int:
             for n_threads in threads:
                 args.model, args.threads, args.ctx_size = name, n_threads, 0
                 model = load_model(args)
-                model.warm_up()
+                peak = measure_peak(model.backend) if args.profile else None
                 for case in todo:
                     bar.set_description(case.name)
                     results.append(
                         bench(model, case, repetitions=args.repetitions, n_batch=args.batch_size, progress=bar.update)
                     )
-                    if args.profile:
-                        profiles.append(profile_table(model, case, args.batch_size))
+                    if peak:
+                        profiles.append(profile_table(model, case, args.batch_size, peak))
+                del model  # its weights would count against the next one's memory
     {"md": print_markdown, "json": print_json, "csv": print_csv}[args.output](results)
     for table in profiles:  # beside JSON or CSV, the tables go where notes go
         print(table, file=sys.stdout if args.output == "md" else sys.stderr)
@@ -138,16 +142,16 @@ def print_csv(results: list[dict[str, Any]]) -> None:
     writer.writerows(results)
 
 
-def profile_table(model: Model, case: Case, n_batch: int) -> str:
+def profile_table(model: Model, case: Case, n_batch: int, peak: Peak) -> str:
     """The ops of one run of this test, beside what the machine reaches at best."""
     from ..benchmark import run_case
-    from ..profile import Profile, measure_peak
+    from ..profile import Profile
 
     note(f"profiling {case.name} ...")
     context, profile = model.context(n_batch=n_batch), Profile()
     run_case(context, case)
     seconds = run_case(context, case, profile) / 1e9
-    return profile.table(f"{case.name}, {seconds:.3f} s", seconds, measure_peak(model.backend))
+    return profile.table(f"{case.name}, {seconds:.3f} s", seconds, peak)
 
 
 def _name(result: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         n_predict=args.n_predict,
         context=model.context(n_batch=args.batch_size),
     )
-    warm_up(model)
+    warm_up(session.context)
     return converse(session)
 
 

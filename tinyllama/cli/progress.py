@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from ..model import Model
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..context import Context
 
 
-def warm_up(model: Model) -> None:
+def warm_up(context: Context) -> None:
     """Prepare the model's weights, with a bar if it takes more than half a second."""
     from tqdm import tqdm
 
-    model.warm_up(lambda weights: tqdm(weights, "preparing weights", disable=None, delay=0.5, leave=False, unit=""))
+    context.warm_up(lambda weights: tqdm(weights, "preparing weights", disable=None, delay=0.5, leave=False, unit=""))

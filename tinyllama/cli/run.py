@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose_prompt:
         note(prompt_summary(model, tokens))
     context = model.context(n_batch=args.batch_size)
-    warm_up(model)
+    warm_up(context)
     with ExitStack() as stack:
         trace = stack.enter_context(Trace(args.trace)) if args.trace else None
         generation = model.generate(
