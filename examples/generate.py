@@ -12,8 +12,6 @@ def generate(args) -> int:
     if args.verbose_prompt:
         print(prompt_summary(model, tokens), file=sys.stderr)
     context = model.context(n_batch=args.batch_size)
-    cli.warm_up(context)
-
     generation = model.generate(
         tokens,
         n_predict=args.n_predict,
@@ -21,6 +19,7 @@ def generate(args) -> int:
         ignore_eos=args.ignore_eos,
         context=context,
     )
+    cli.warm_up(context)  # brings the weights into the form that they are computed in
     print(f"seed: {generation.sampler.seed}\n", file=sys.stderr)
     code = 0
     try:

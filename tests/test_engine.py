@@ -160,7 +160,10 @@ def test_a_model_lets_go_of_its_file_and_weights():
         ([], TokenError, "nothing to evaluate"),
         ([3, 100000], TokenError, "token id 100000 is not in the vocabulary"),
         ([-1], TokenError, "token id -1 is not in the vocabulary"),
-        ([0.5], TokenError, "must be whole numbers"),
+        ([0.5], TokenError, "expected a list of token ids"),
+        ([[1, 2]], TokenError, "expected a list of token ids"),
+        ([[1], [2, 3]], TokenError, "expected a list of token ids"),
+        ("abc", TokenError, "expected a list of token ids"),
         ([1] * 100_000, ContextFullError, "do not fit"),
     ],
 )

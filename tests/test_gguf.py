@@ -424,7 +424,7 @@ BIT = st.integers(0, len(SMALL) * 8 - 1).map(lambda i: (i // 8, 1 << i % 8))
 BYTE = st.tuples(st.integers(0, len(SMALL) - 1), st.integers(1, 255))
 
 
-@settings(deadline=2000, max_examples=300)  # opening takes a millisecond: longer than two seconds would be a hang
+@settings(max_examples=300)
 @given(
     damage=st.lists(BIT | BYTE, min_size=1, max_size=8),
     end=st.integers(len(SMALL) - 40, len(SMALL)),

@@ -14,7 +14,7 @@ from ops.graph import Graph, Value
 from ops.tensor import Tensor
 
 from .architectures import Architecture, architecture
-from .config import Config, config_from
+from .config import Config
 from .formats.model_file import ModelFile
 
 
@@ -28,7 +28,7 @@ class Built:
 def build(file: ModelFile) -> Built:
     """The graph of the file's model. ModelError: unknown architecture, a tensor missing or of the wrong shape."""
     arch = architecture(str(file.metadata.get("general.architecture", "(none named)")))
-    config = config_from(file.metadata, _n_vocab(file))
+    config = arch.config(file.metadata, _n_vocab(file))
     weights = _checked(file, arch, config)
     freqs = rope_frequencies(config, weights.get("rope_freqs.weight"))
     leaves = {**weights, "rope_freqs": Tensor("rope_freqs", freqs.shape, FORMATS["F32"], freqs.view(np.uint8)[None])}
@@ -66,6 +66,9 @@ def rope_frequencies(config: Config, factors: Tensor | None) -> NDArray[np.float
 def _n_vocab(file: ModelFile) -> int:
     if (table := file.tensors.get("token_embd.weight")) is None:
         raise ModelError(f"{file.path.name} has no tensor token_embd.weight: it holds a vocabulary or no model at all")
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) != table.shape[0]:
+        raise ModelError(f"{file.path.name} has {len(tokens)} tokens, but token_embd.weight has {table.shape[0]} rows")
     return table.shape[0]
 
 

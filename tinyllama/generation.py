@@ -47,17 +47,17 @@ class Generation:
         *,
         n_predict: int = 128,
         sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         observe: Observer | None = None,
     ) -> None:
-        if n_predict < -1:
-            raise OptionError(f"n_predict = {n_predict}: expected -1 (no limit), 0 or more")
+        if not isinstance(n_predict, (int, np.integer)) or n_predict < -1:
+            raise OptionError(f"n_predict = {n_predict!r}: expected a whole number, -1 (no limit), 0 or more")
         if not prompt:
             raise TokenError("the prompt is empty: give at least one token to continue from")
         if len(prompt) > context.n_ctx:
             raise ContextFullError(
-                f"the prompt has {len(prompt)} tokens, more than n_ctx = {context.n_ctx}: shorten it, or set a longer -c"
+                f"the prompt has {len(prompt)} tokens, more than n_ctx = {context.n_ctx}: shorten it, or set n_ctx (-c) higher"
             )
         self.context = context
         self.prompt = list(prompt)
@@ -66,7 +66,7 @@ class Generation:
         self.stop_reason: StopReason | None = None
         self.sampler = Sampler(sampling or Sampling(), context.model.config.n_vocab)
         self._n_predict = n_predict
-        self._stop = [text for text in stop if text]
+        self._stop = [stop] if isinstance(stop, str) and stop else [text for text in stop if text]
         self._ignore_eos = ignore_eos
         self._observe = observe
         self._pieces = self._run()
@@ -132,10 +132,11 @@ class Generation:
         context.rewind(known)
         for token in self.prompt:
             self.sampler.accept(token)
-        logits = context.eval(self.prompt[known:], observe=self._observe)
-        self.timings.prompt_tokens = len(self.prompt) - known
-        self.timings.prompt_seconds = perf_counter() - began
-        return logits
+        try:
+            return context.eval(self.prompt[known:], observe=self._observe)
+        finally:  # also when it is interrupted
+            self.timings.prompt_tokens = len(self.prompt) - known
+            self.timings.prompt_seconds = perf_counter() - began
 
     def _before_stop(self, text: str) -> tuple[str, bool]:
         """The text before the first stop text in it, and whether there is one."""

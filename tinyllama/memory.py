@@ -11,8 +11,8 @@ def peak_resident() -> int | None:
     Linux: VmHWM, since ru_maxrss begins with what the parent process had (getrusage(2) keeps it over an exec).
     """
     try:
-        with open("/proc/self/status") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        with open("/proc/self/status", "rb") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(b"VmHWM"))
     except (OSError, StopIteration):
         pass
     try:

@@ -63,12 +63,14 @@ class Model:
 
         Raises TinyLlamaError, of which FormatError and ModelError for what is wrong with the file.
         """
-        for name, value in (("n_ctx", n_ctx), ("weights_memory", weights_memory), ("n_threads", n_threads)):
-            if value is not None and value < (1 if name == "n_threads" else 0):
-                raise OptionError(f"{name} = {value} is out of range: it must be {int(name == 'n_threads')} or more")
+        for name, value, low in (("n_ctx", n_ctx, 0), ("weights_memory", weights_memory, 0), ("n_threads", n_threads, 1)):
+            if value is not None and (not isinstance(value, int) or value < low):
+                raise OptionError(f"{name} = {value!r} is out of range: it must be a whole number of at least {low}")
         options = Options(n_threads=n_threads, weights_memory=weights_memory, fuse=fuse)
         if isinstance(backend, str):
             backend = get_backend(backend, options)
+        elif not isinstance(backend, Backend):
+            raise OptionError(f"backend = {backend!r}: expected a name, module:Class, or a Backend")
         elif options != Options():
             raise OptionError("n_threads, weights_memory and fuse are the backend's: give them to the one you made")
         path = find(name_or_path)
@@ -108,7 +110,7 @@ class Model:
         *,
         n_predict: int = 128,
         sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         context: Context | None = None,
         observe: Observer | None = None,
@@ -122,6 +124,10 @@ class Model:
         """
         if sampling is not None and settings:
             raise OptionError("give either sampling=Sampling(...) or its settings, not both")
+        if isinstance(prompt, bytes):
+            raise OptionError("the prompt is bytes: decode it to text, or give token ids")
+        if context is not None and context.model is not self:
+            raise OptionError("this context belongs to another model: make one with this model's context()")
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         return Generation(
             context if context is not None else self.context(),

@@ -77,6 +77,8 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
             from tinyllama.hub import fetch_from_hub
 
             return fetch_from_hub(name_or_path)
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise OptionError(f"no model {name_or_path!r}: expected a name or a path")
     if os.path.exists(name_or_path):
         return Path(name_or_path)
     raise OptionError(

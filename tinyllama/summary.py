@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .memory import peak_resident
+from .printable import printable
 
 if TYPE_CHECKING:
     from .generation import Generation
@@ -22,7 +23,7 @@ def load_summary(model: Model) -> str:
     cfg, file = model.config, model.file
     scale = "" if cfg.rope_freq_scale == 1 else f", freq_scale = {cfg.rope_freq_scale:g}"
     lines = {
-        "model": f"{file.path.name}{f' ({cfg.name})' if cfg.name else ''}",
+        "model": printable(f"{file.path.name}{f' ({cfg.name})' if cfg.name else ''}"),
         "format": file.format,
         "arch": cfg.arch,
         "n_vocab": cfg.n_vocab,

@@ -17,21 +17,27 @@ from ops.errors import OptionError
 
 
 class Trace:
-    """An observer that writes a line of JSON for every op. The file appears when the trace is complete.
+    """An observer that writes a line of JSON for every op, also of a run that fails: then up to the op where it did.
 
     Keys: step, name (llama.cpp's, so that the lines lie beside those of its eval-callback), op, layer, backend, inputs
     (names), input_shapes, shape, mean and absmax (of the finite values; null if there are none), nonfinite (how many are
     not), seconds, flops, bytes, gflops (GFLOP/s), gbps (GB/s).
+
+    A regular file appears under its name when the trace ends; a pipe or a device is written to as it goes.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._partial = path, path.with_name(path.name + f".{os.getpid()}.part")
+        self._path = path
         self._first: Any = None
         self._step = -1
 
     def __enter__(self) -> Trace:
-        if self._path.is_dir():
-            raise OptionError(f"cannot write the trace {self._path}: it is a directory; name a file")
+        if not self._path.name or self._path.is_dir():
+            raise OptionError(f"cannot write the trace '{self._path}': it is a directory; name a file")
+        target = self._path.resolve()  # a link stays a link
+        is_regular = target.is_file() or not target.exists()
+        self._partial = target.with_name(f"{target.name}.{os.getpid()}.part") if is_regular else target
+        self._target = target
         with self._told_if_it_fails():
             self._file = self._partial.open("w", encoding="utf-8")
         return self
@@ -40,10 +46,11 @@ class Trace:
         try:
             with self._told_if_it_fails():
                 self._file.close()
-                if kind is None:
-                    os.replace(self._partial, self._path)
+                if self._partial != self._target:
+                    os.replace(self._partial, self._target)
         finally:
-            self._partial.unlink(missing_ok=True)
+            if self._partial != self._target:
+                self._partial.unlink(missing_ok=True)
 
     @contextmanager
     def _told_if_it_fails(self) -> Iterator[None]:

@@ -11,6 +11,8 @@ from typing import TypeVar
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from ..base import usable_cpus
+
 CROWDED = 0.8  # of the time on the clock that a thread computes: on a quiet machine it is all of it
 WATCHED = 0.25  # seconds of steps to judge by: some systems count a thread's time in ticks of 16 ms
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds
@@ -99,8 +101,8 @@ class Threads:
         self.together(work, min(self.n, len(parts)))
 
     def _set_blas(self, n: int) -> None:
-        for library in self._blas:
-            library.set_num_threads(n)
+        for library in self._blas:  # more threads than cores would wait for each other's
+            library.set_num_threads(min(n, usable_cpus()))
 
 
 def slices(n: int, size: int) -> list[slice]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from ops.errors import ModelError
 
-from ..config import Config
+from ..config import Config, config_from
 from . import llama
 
 
@@ -17,14 +17,17 @@ from . import llama
 class Architecture:
     """A family: its equations, and the tensors they need."""
 
+    config: Callable[[Mapping[str, Any], int], Config]  # (metadata, n_vocab): read and checked
     equations: Callable[..., Any]  # (cfg, w, cache, tokens, positions, out_ids) -> logits
     tensors: Callable[[Config], dict[str, tuple[int, ...]]]
     optional: Callable[[str], bool]
 
 
 ARCHITECTURES = {
-    "llama": Architecture(llama.llama, llama.tensors, llama.optional),
-    "qwen2": Architecture(partial(llama.llama, neox=True), llama.tensors, llama.optional),  # LLaMA's, rope pairs apart
+    "llama": Architecture(config_from, llama.llama, llama.tensors, llama.optional),
+    "qwen2": Architecture(
+        config_from, partial(llama.llama, neox=True), llama.tensors, llama.optional
+    ),  # LLaMA's, rope pairs apart
 }
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ops.errors import OptionError
-
 if TYPE_CHECKING:
+    from ops.errors import OptionError
+
     from ..model import Model
     from ..sampling import Sampling
 
@@ -54,8 +54,8 @@ def memory_size(text: str) -> int:
     digits = text.strip().upper().removesuffix("B").removesuffix("I")
     unit = units.get(digits[-1:], 1)
     value = number(digits[:-1] if unit > 1 else digits) * unit
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no amount of memory: give 0 or more, such as 6G")
     return int(value)
 
 
@@ -124,7 +124,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeat-last-n", type=integer(-1), default=64, metavar="N", help="tokens it looks back; -1: all (default: 64)")
     add("--presence-penalty", type=number, default=0.0, metavar="X", help="0: off (default)")
     add("--frequency-penalty", type=number, default=0.0, metavar="X", help="0: off (default)")
-    add("--top-k", type=integer(0), default=40, metavar="N", help="the N likeliest; 0: all (default: 40)")
+    add("--top-k", type=integer(-(2**31)), default=40, metavar="N", help="the N likeliest; 0 or less: all (default: 40)")
     add("--typical", type=number, default=1.0, metavar="P", help="locally typical sampling; 1: off (default)")
     add(
         "--top-p",
@@ -198,7 +198,7 @@ def load_model(args: argparse.Namespace) -> Model:
     """The model of these flags."""
     from ..model import Model
 
-    sys.path.append(os.getcwd())  # where --backend module:Class is looked for last
+    sys.path.append("")  # the working directory: where --backend module:Class is looked for last
     return Model.load(args.model, **model_options(args))
 
 
@@ -224,28 +224,42 @@ def sampling_from(args: argparse.Namespace) -> Sampling:
 
 
 def prompt_from(args: argparse.Namespace) -> str:
-    """The text of -p or -f. OptionError: empty, unreadable, or not UTF-8."""
+    """The text of -p or -f, escapes read. OptionError: empty, unreadable, or not UTF-8."""
     if args.file is not None:
         text = read_text(args.file).removesuffix("\n")
     else:
-        text = DEFAULT_PROMPT if args.prompt is None else args.prompt
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # bytes that the shell passed and that are no UTF-8
-        raise OptionError(f"the prompt is not valid UTF-8 at character {error.start}") from None
+        text = DEFAULT_PROMPT if args.prompt is None else text_argument(args.prompt)
     if not text:
-        raise OptionError("the prompt is empty: give some text with -p or -f")
+        raise option_error("the prompt is empty: give some text with -p or -f")
     return unescape(text) if args.escape else text
 
 
-def read_text(path: Path) -> str:
-    """A text file, as it is. OptionError: unreadable, or not UTF-8 (with the place)."""
+def option_error(sentence: str) -> OptionError:
+    """An OptionError, imported when there is one: numpy comes with it, and --help needs none."""
+    from ops.errors import OptionError
+
+    return OptionError(sentence)
+
+
+def decoded(data: bytes, source: str) -> str:
+    """UTF-8 text. OptionError: other bytes, with the place."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise OptionError(f"{path} is not valid UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}") from None
+        raise option_error(f"{source} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+
+
+def text_argument(text: str) -> str:
+    """A text given as an argument, whatever encoding Python takes the command line for."""
+    return decoded(os.fsencode(text), "the text")
+
+
+def read_text(path: Path) -> str:
+    """A text file, as it is. OptionError: unreadable, or not UTF-8."""
+    try:
+        return decoded(path.read_bytes(), str(path))
     except OSError as error:
-        raise OptionError(f"cannot read {path}: {error.strerror}") from error
+        raise option_error(f"cannot read {path}: {error.strerror}") from error
 
 
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
@@ -259,12 +273,7 @@ def unescape(text: str) -> str:
         return bytes.fromhex(code[1:].decode()) if code[:1] == b"x" else ESCAPES[code]
 
     data = re.sub(rb"\\(x[0-9A-Fa-f]{2}|[nrt'\"\\])", replace, text.encode())
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise OptionError(
-            f"the prompt's \\x escapes are not valid UTF-8 at byte {error.start}; --no-escape leaves them alone"
-        ) from None
+    return decoded(data, "the text with its \\x escapes read")
 
 
 def note(text: str = "") -> None:

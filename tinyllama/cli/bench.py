@@ -10,9 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ops.errors import OptionError
-
-from .arguments import DEFAULT_MODEL, add_placement_arguments, integer, load_model, note
+from .arguments import DEFAULT_MODEL, add_placement_arguments, integer, load_model, note, option_error
 
 if TYPE_CHECKING:
     from ..benchmark import Case
@@ -62,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P,N",
         help="a prompt of P, then N generated, timed together",
     )
-    add("-d", "--n-depth", type=integers(0), default=[0], metavar="N,..", help="tokens read before the clock starts")
+    add("-d", "--n-depth", type=integers(0), action="extend", metavar="N,..", help="tokens read before the clock starts")
     add("-r", "--repetitions", type=integer(1), default=5, metavar="N", help="runs of each test (default: 5)")
     add(
         "-b",
@@ -79,34 +77,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..benchmark import cases
+
+    todo = cases(args.n_prompt or [512], args.n_gen or [128], args.pg, args.n_depth or [0])
+    if not todo:
+        raise option_error("nothing to measure: -p and -n are both 0")
+    results: list[dict[str, Any]] = []
+    tables: list[str] = []
+    try:
+        measure(args, todo, results, tables)
+    finally:  # what was measured before Ctrl-C is told too
+        if results:
+            {"md": print_markdown, "json": print_json, "csv": print_csv}[args.output](results)
+        for table in tables:  # beside JSON or CSV, the tables go where notes go
+            print(table, file=sys.stdout if args.output == "md" else sys.stderr)
+    return 0
+
+
+def measure(args: argparse.Namespace, todo: list[Case], results: list[dict[str, Any]], tables: list[str]) -> None:
+    """Every case with every model and number of threads: records, and the tables of --profile."""
     from tqdm import tqdm
 
-    from ..benchmark import bench, cases
+    from ..benchmark import bench
     from ..profile import measure_peak
 
-    todo = cases(args.n_prompt, args.n_gen, args.pg, args.n_depth)
-    if not todo:
-        raise OptionError("nothing to measure: -p and -n are both 0")
-    results, profiles = [], []
-    models, threads = args.model or [DEFAULT_MODEL], args.threads
-    with tqdm(total=len(todo) * len(models) * len(threads) * args.repetitions, disable=None, leave=False) as bar:
-        for name in models:
-            for n_threads in threads:
-                args.model, args.threads, args.ctx_size = name, n_threads, 0
-                model = load_model(args)
-                peak = measure_peak(model.backend) if args.profile else None
-                for case in todo:
-                    bar.set_description(case.name)
-                    results.append(
-                        bench(model, case, repetitions=args.repetitions, n_batch=args.batch_size, progress=bar.update)
-                    )
-                    if peak:
-                        profiles.append(profile_table(model, case, args.batch_size, peak))
-                del model  # its weights would count against the next one's memory
-    {"md": print_markdown, "json": print_json, "csv": print_csv}[args.output](results)
-    for table in profiles:  # beside JSON or CSV, the tables go where notes go
-        print(table, file=sys.stdout if args.output == "md" else sys.stderr)
-    return 0
+    runs = [(name, n_threads) for name in args.model or [DEFAULT_MODEL] for n_threads in args.threads]
+    with tqdm(total=len(runs) * len(todo) * args.repetitions, disable=None, leave=False) as bar:
+        for args.model, args.threads in runs:
+            args.ctx_size = 0
+            model = load_model(args)
+            peak = measure_peak(model.backend) if args.profile else None
+            for case in todo:
+                bar.set_description(case.name)
+                results.append(bench(model, case, repetitions=args.repetitions, n_batch=args.batch_size, progress=bar.update))
+                if peak:
+                    tables.append(profile_table(model, case, args.batch_size, peak))
+            del model  # its weights would count against the next one's memory
 
 
 def print_markdown(results: list[dict[str, Any]]) -> None:
@@ -148,7 +154,7 @@ def profile_table(model: Model, case: Case, n_batch: int, peak: Peak) -> str:
     from ..profile import Profile
 
     note(f"profiling {case.name} ...")
-    context, profile = model.context(n_batch=n_batch), Profile()
+    context, profile = model.context(n_ctx=case.n_tokens, n_batch=n_batch), Profile()
     run_case(context, case)
     seconds = run_case(context, case, profile) / 1e9
     return profile.table(f"{case.name}, {seconds:.3f} s", seconds, peak)

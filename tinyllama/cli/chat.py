@@ -7,9 +7,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from ops.errors import OptionError, TinyLlamaError
-
-from .arguments import add_model_arguments, add_sampling_arguments, integer, load_model, note, sampling_from
+from .arguments import add_model_arguments, add_sampling_arguments, integer, load_model, note, option_error, sampling_from
 
 if TYPE_CHECKING:
     from ..chat import ChatSession
@@ -51,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
 def converse(session: ChatSession) -> int:
     """Read, answer, repeat. 0 at the end of input; Ctrl-C while waiting for input goes to the caller."""
+    from ops.errors import TinyLlamaError
+
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:
         with contextlib.suppress(ImportError):  # where there is readline, input() has a history and an editable line
@@ -59,10 +59,14 @@ def converse(session: ChatSession) -> int:
     while True:
         try:
             line = input("> " if at_terminal else "").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt) as end:
+            if at_terminal:
+                note()  # leaves the line of the prompt
+            if isinstance(end, KeyboardInterrupt):
+                raise
             return 0
         except UnicodeDecodeError as error:
-            raise OptionError(f"stdin is not valid UTF-8: byte {error.object[error.start]:#04x}") from None
+            raise option_error(f"stdin is not valid UTF-8: byte {error.object[error.start]:#04x}") from None
         if line == "/quit":
             return 0
         if line == "/reset":

@@ -6,9 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ops.errors import OptionError
-
-from .arguments import add_model_name
+from .arguments import add_model_name, option_error
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -49,7 +47,7 @@ def _layer(text: str, n_layer: int) -> int | None:
     if text == "all":
         return None
     if text not in map(str, range(n_layer)):
-        raise OptionError(f"--layer {text}: the model has layers 0 to {n_layer - 1}; give one of these, or all")
+        raise option_error(f"--layer {text}: the model has layers 0 to {n_layer - 1}; give one of these, or all")
     return int(text)
 
 

@@ -7,8 +7,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from ..printable import printable
 from .arguments import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def as_json(model_file: ModelFile) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """A metadata value as JSON's own types."""
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "tolist"):  # numpy's
         value = value.tolist()
     if isinstance(value, list):
         return [plain(item) for item in value]
@@ -97,14 +96,9 @@ def shown(value: Any) -> str:
         return printable(value[:LONGEST_TEXT]) + (f"... [{len(value)} characters]" if cut else "")
     if isinstance(value, float):
         return f"{value:.6g}"  # as float32 is good for
-    if isinstance(value, (list, np.ndarray)):
+    if hasattr(value, "__len__"):
         cut = len(value) > LONGEST_ARRAY
         few = value[: 3 if cut else None]
         items = ", ".join(f"'{shown(item)}'" if isinstance(item, str) else shown(item) for item in few)
         return f"[{len(value)} items: {items}, ...]" if cut else f"[{items}]"
     return str(value)
-
-
-def printable(text: str) -> str:
-    """Text from a file must not steer the terminal, and lone surrogates (of bytes not UTF-8) cannot be printed."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     parser.add_argument(
-        "--trace", type=Path, metavar="FILE",
+        "--trace", type=Path, default=None, metavar="FILE",
         help="write a line of JSON for each op of the run: shapes, mean, absmax, time, GFLOP/s, GB/s (implies --no-fuse)",
     )  # fmt: skip
 
@@ -37,15 +37,14 @@ def run(args: argparse.Namespace) -> int:
 
     prompt, sampling = prompt_from(args), sampling_from(args)
     args.fuse = args.fuse and not args.trace
-    model = load_model(args)
-    note(load_summary(model))
-    tokens = model.tokenize(prompt)
-    if args.verbose_prompt:
-        note(prompt_summary(model, tokens))
-    context = model.context(n_batch=args.batch_size)
-    warm_up(context)
     with ExitStack() as stack:
         trace = stack.enter_context(Trace(args.trace)) if args.trace else None
+        model = load_model(args)
+        note(load_summary(model))
+        tokens = model.tokenize(prompt)
+        if args.verbose_prompt:
+            note(prompt_summary(model, tokens))
+        context = model.context(n_batch=args.batch_size)
         generation = model.generate(
             tokens,
             n_predict=args.n_predict,
@@ -54,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
             context=context,
             observe=trace,
         )
+        warm_up(context)
         note(f"seed: {generation.sampler.seed}\n")
         code = 0
         try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
-from ops.errors import TinyLlamaError
+from ..printable import printable
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -22,25 +25,51 @@ class Parser(argparse.ArgumentParser):
 
 
 def guarded(command: Callable[[], int], name: str) -> int:
-    """Run a command: TinyLlamaError becomes a sentence on stderr, Ctrl-C and a closed stdout end it quietly."""
-    if hasattr(sys.stdout, "reconfigure"):  # text of a model has every character; a terminal of another encoding has not
-        sys.stdout.reconfigure(errors="replace" if sys.stdout.isatty() else "strict", **_utf8_unless_terminal())
+    """Run a command: what a user can cause becomes a sentence on stderr, Ctrl-C and a closed pipe end it quietly."""
+    _open_streams()
     try:
         code = command()
         sys.stdout.flush()
         return code
-    except TinyLlamaError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
-        return BROKEN_PIPE
     except MemoryError:
-        print(f"{name}: out of memory: close other programs, or use a smaller model or -c", file=sys.stderr)
-        return 1
+        return _told(name, "out of memory: close other programs, or use a smaller model or -c")
+    except OSError as error:
+        # what a command reads or writes itself is told by its own error: this is stdout
+        closed = isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)
+        _drop_what_is_buffered()
+        return BROKEN_PIPE if closed else _told(name, f"cannot write to stdout: {error.strerror or error}")
+    except Exception as error:
+        from ops.errors import TinyLlamaError  # here: numpy comes with it, and --help needs none
+
+        if not isinstance(error, TinyLlamaError):
+            raise
+        return _told(name, str(error))
 
 
-def _utf8_unless_terminal() -> dict[str, str]:
-    return {} if sys.stdout.isatty() else {"encoding": "utf-8"}
+def _told(name: str, sentence: str) -> int:
+    print(f"{name}: {printable(sentence)}", file=sys.stderr)
+    return 1
+
+
+def _open_streams() -> None:
+    """Streams that take any text: UTF-8 unless a terminal says otherwise; closed ones become the null device."""
+    for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, Path(os.devnull).open(mode, encoding="utf-8"))
+    if hasattr(sys.stdin, "reconfigure") and not sys.stdin.isatty():
+        sys.stdin.reconfigure(encoding="utf-8")
+    if hasattr(sys.stdout, "reconfigure"):
+        if sys.stdout.isatty():
+            sys.stdout.reconfigure(errors="replace")
+        else:  # file names that are no UTF-8 go out as they came in
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if hasattr(sys.stderr, "reconfigure"):
+        sys.stderr.reconfigure(errors="backslashreplace")
+
+
+def _drop_what_is_buffered() -> None:
+    """What could not be written would be tried again at the end of the program."""
+    with suppress(OSError, ValueError):  # where stdout is no file, as under a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,9 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ops.errors import OptionError
-
-from .arguments import DEFAULT_MODEL, read_text, unescape
+from .arguments import DEFAULT_MODEL, decoded, option_error, read_text, text_argument, unescape
 
 HELP = "show the tokens of a text"
 
@@ -23,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ids", action="store_true", help="print only the ids, as [1, 2, 3]")
     add("--no-bos", action="store_true", help="add no tokens before and behind the text, even if the model wants them")
     add("--no-parse-special", action="store_true", help="take <|im_end|> and the like as plain text")
-    add("--no-escape", dest="escape", action="store_false", help="leave backslashes alone (else \\n, \\t ... are read)")
+    add("-e", "--escape", action="store_true", default=True, help="read \\n, \\t, \\\\ in the text as escapes (default)")
+    add("--no-escape", dest="escape", action="store_false", help="leave backslashes alone")
     add("--show-count", action="store_true", help="print the number of tokens")
 
 
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from tinyllama.tokenizer import Tokenizer
 
     if (args.prompt is not None) + (args.file is not None) + args.stdin != 1:
-        raise OptionError("give exactly one text: with -p TEXT, -f FILE or --stdin")
+        raise option_error("give exactly one text: with -p TEXT, -f FILE or --stdin")
     tokenizer = Tokenizer.from_metadata(open_model_file(find(args.model)).metadata)
     text = text_from(args)
     ids = tokenizer.encode(
@@ -54,11 +53,7 @@ def run(args: argparse.Namespace) -> int:
 def text_from(args: argparse.Namespace) -> str:
     """The text of -p, -f or --stdin, to the last newline. OptionError: unreadable, or not UTF-8 (with the place)."""
     if args.prompt is not None:
-        return str(args.prompt)
+        return text_argument(args.prompt)
     if args.file is not None:
         return read_text(args.file)
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise OptionError(f"standard input is not valid UTF-8: byte {byte:#04x} at offset {error.start}") from None
+    return decoded(sys.stdin.buffer.read(), "standard input")
