@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ops.tensor import Tensor
 
+from .pages import let_go
 from .threads import Threads, slices
 
 CHUNK = 1 << 20  # weights converted at a time: 4 MB of float32
@@ -49,6 +50,7 @@ class Weights:
                 dense[rows] = tensor.dequantize(rows)
 
             self._threads.each(convert, chunks(tensor))
+            let_go(tensor.data)  # the file's form is not needed beside the float32 one
         except BaseException:
             with self._lock:
                 self.kept -= size

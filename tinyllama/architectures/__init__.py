@@ -25,9 +25,8 @@ class Architecture:
 
 ARCHITECTURES = {
     "llama": Architecture(config_from, llama.llama, llama.tensors, llama.optional),
-    "qwen2": Architecture(
-        config_from, partial(llama.llama, neox=True), llama.tensors, llama.optional
-    ),  # LLaMA's, rope pairs apart
+    # LLaMA's equations, with the pairs of rope apart
+    "qwen2": Architecture(config_from, partial(llama.llama, neox=True), llama.tensors, llama.optional),
 }
 
 

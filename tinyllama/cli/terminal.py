@@ -57,7 +57,7 @@ def _open_streams() -> None:
     """Streams that take any text: UTF-8 unless a terminal says otherwise; closed ones become the null device."""
     for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, stream) is None:
-            setattr(sys, stream, Path(os.devnull).open(mode, encoding="utf-8"))
+            setattr(sys, stream, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
     if hasattr(sys.stdin, "reconfigure") and not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding="utf-8")
     if hasattr(sys.stdout, "reconfigure"):
