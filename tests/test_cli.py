@@ -239,3 +239,90 @@ def test_a_package_that_hides_ours_is_named(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert "needs its own package 'backends'" in last
     assert str(tmp_path) in last
+
+
+def shell(command: str, **env: str) -> subprocess.CompletedProcess[bytes]:
+    """A command line as a POSIX shell runs it, with TINY for the command."""
+    line = command.replace("TINY", f"'{sys.executable}' -m tinyllama")
+    return subprocess.run(["sh", "-c", line], capture_output=True, timeout=120, env={**os.environ, **env}, check=False)
+
+
+POSIX = pytest.mark.skipif(os.name == "nt", reason="written for a POSIX shell")
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@POSIX
+@pytest.mark.parametrize(
+    ("command", "code", "out", "err"),
+    [
+        (f"TINY run -m {MODEL} -p Hi -n 3 --temp 0 2>&-", 0, None, b""),
+        (f"TINY run -m {MODEL} -p Hi -n 3 >&-", 0, b"", b"peak memory"),
+        (f"TINY tokenize -m {MODEL} --stdin --ids --no-bos <&-", 0, b"[]\n", b""),
+        (f"TINY inspect -m {MODEL} > /dev/full", 1, b"", b"tinyllama inspect: cannot write to stdout"),
+    ],
+    ids=["no stderr", "no stdout", "no stdin", "full stdout"],
+)
+def test_closed_and_full_streams(command, code, out, err):
+    if "/dev/full" in command and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    done = shell(command)
+    assert done.returncode == code
+    assert err in done.stderr
+    assert b"Traceback" not in done.stderr
+    if out is None:
+        assert b"load:" not in done.stdout  # what is for stderr does not go to stdout instead
+    else:
+        assert done.stdout == out
+
+
+@POSIX
+def test_text_is_utf8_in_any_locale():
+    with_utf8 = shell(f"TINY tokenize -m {MODEL} --ids -p 日本é")
+    assert shell(f"TINY tokenize -m {MODEL} --ids -p 日本é", **ASCII).stdout == with_utf8.stdout != b""
+    assert shell(f"printf 日本é | TINY tokenize -m {MODEL} --ids --stdin", **ASCII).stdout == with_utf8.stdout
+
+
+@POSIX
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS's file system takes no names that are not UTF-8")
+def test_a_path_that_is_no_utf8_goes_out_as_it_came_in(tmp_path):
+    path = os.fsencode(tmp_path) + b"/x\xff.gguf"
+    Path(os.fsdecode(path)).write_bytes(Path(MODEL).read_bytes())
+    done = subprocess.run([*COMMAND, "pull", path], capture_output=True, check=True)
+    assert done.stdout == path + b"\n"
+
+
+@POSIX
+def test_a_trace_goes_through_a_pipe_and_a_link_stays_one(tmp_path):
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    run = f"TINY run -m {MODEL} -p Hi -n 2 --ignore-eos --trace"
+    assert int(shell(f"{run} {pipe} > /dev/null 2>&1 & wc -l < {pipe}").stdout) > 50
+    assert pipe.is_fifo()
+    link.symlink_to(target)
+    assert shell(f"{run} {link}").returncode == 0
+    assert link.is_symlink()
+    assert target.read_text("utf-8").count("\n") > 50
+
+
+def test_a_trace_of_a_run_that_fails_shows_where(tmp_path, capsys):
+    """A NaN in the weights: the run ends with a sentence, and the trace tells which op first made one."""
+    data = bytearray(Path(MODEL).read_bytes())
+    data[-2000:] = b"\xff" * 2000  # NaN in every float format
+    damaged, trace = tmp_path / "nan.gguf", tmp_path / "trace.jsonl"
+    damaged.write_bytes(data)
+    code, line = refused(["run", "-m", str(damaged), "-p", "Hi", "--trace", str(trace)], capsys)
+    assert (code, "nan" in line) == (1, True), line
+    records = [json.loads(text) for text in trace.read_text("utf-8").splitlines()]
+    assert any(r["nonfinite"] and r["op"] != "causal_mask" for r in records)
+
+
+def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, capsys):
+    data = Path(MODEL).read_bytes()
+    evil = data.replace(b"llama-mha", b"x\x1b[31mxx\n", 1)
+    assert len(evil) == len(data)
+    path = tmp_path / "evil.gguf"
+    path.write_bytes(evil)
+    assert main(["run", "-m", str(path), "-p", "Hi", "-n", "0"]) == 0
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert r"x\x1b[31mxx\n" in err
