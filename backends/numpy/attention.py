@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .threads import slices
 
 Array = NDArray[np.float32]
-BLOCK = 64  # queries; with SmolLM2's three query heads to a key head and 512 keys, 384 kB of scores
+BLOCK = 96  # queries; with SmolLM2's nine heads and 512 keys, 1.7 MB of scores, which a core's second cache holds
 
 
 def attention(q: Array, keys: Array, values: Array, positions: NDArray[Any], scale: float) -> Array:

@@ -42,10 +42,12 @@ def llama(cfg: Config, w: Weights, cache: Cache, tokens: Any, positions: Any, ou
     for i in range(cfg.n_layer):
         with layer(i):
             h = rmsnorm(x, w[f"blk.{i}.attn_norm.weight"], eps=cfg.rms_eps, name="attn_norm")
-            x = add(x, attention(cfg, i, w, cache, h, positions, neox), name="ffn_inp")
+            h = attention(cfg, i, w, cache, h, positions, neox)
+            if i == cfg.n_layer - 1:  # no later layer looks at the other rows: only those whose logits are wanted go on
+                x, h = get_rows(x, out_ids, name="x_out"), get_rows(h, out_ids, name="h_out")  # [U, n_embd]
+            x = add(x, h, name="ffn_inp")
             h = rmsnorm(x, w[f"blk.{i}.ffn_norm.weight"], eps=cfg.rms_eps, name="ffn_norm")
             x = add(x, feed_forward(i, w, h), name="l_out")
-    x = get_rows(x, out_ids, name="inp_out")  # [U, n_embd]
     x = rmsnorm(x, w["output_norm.weight"], eps=cfg.rms_eps, name="result_norm")
     output = "output" if "output.weight" in w else "token_embd"  # tied: the embedding read the other way round
     return linear(w, output, x, "result_output")  # [U, n_vocab]
