@@ -15,7 +15,7 @@ from ops.errors import BackendError
 from tinyllama import Model
 
 TINY = Path(__file__).parent / "data" / "tiny" / "llama-gqa-tied.gguf"
-TOKENS = np.random.default_rng(0).integers(0, 300, 300).tolist()
+TOKENS = np.random.default_rng(0).integers(0, 300, 600).tolist()
 
 
 def load(n_threads: int) -> Model:
@@ -30,9 +30,9 @@ def truth() -> np.ndarray:
 
 @pytest.mark.parametrize("n_threads", [2, 3, 8])
 def test_blocks_give_the_same_logits_at_every_position(truth, n_threads):
-    context = load(n_threads).context(n_batch=300)
+    context = load(n_threads).context(n_batch=600)
     got = context.eval(TOKENS, "all")
-    # other shapes of the same products: roundings of float32, over sums of up to 300 keys
+    # other shapes of the same products: roundings of float32, over sums of up to 600 keys
     np.testing.assert_allclose(got, truth, atol=1e-5 * np.abs(truth).max())
     context.rewind(100)  # and again from the middle, with keys in the cache
     np.testing.assert_allclose(context.eval(TOKENS[100:]), truth[-1], atol=1e-5 * np.abs(truth).max())
@@ -49,7 +49,7 @@ def test_blocks_cover_all_tokens_and_later_ones_are_shorter():
 
 def test_an_error_in_one_block_ends_the_step(monkeypatch):
     model = load(3)
-    context = model.context(n_batch=300)
+    context = model.context(n_batch=600)
     main = threading.current_thread()
 
     def fail(self, x, positions, freqs, *, neox=False):
@@ -58,7 +58,7 @@ def test_an_error_in_one_block_ends_the_step(monkeypatch):
         return x
 
     monkeypatch.setattr(model.backend, "rope", fail.__get__(model.backend))
-    broken = model.context(n_batch=300)
+    broken = model.context(n_batch=600)
     with pytest.raises(BackendError, match="backend 'numpy' failed in a step: ZeroDivisionError: in a block"):
         broken.eval(TOKENS)
     assert broken.tokens == []
@@ -70,7 +70,7 @@ def test_two_contexts_in_two_threads_at_once(truth):
     model, got = load(3), [None] * 3
 
     def work(n):
-        context = model.context(n_batch=300)
+        context = model.context(n_batch=600)
         for _ in range(5):
             context.rewind(0)
             got[n] = context.eval(TOKENS, "all")
@@ -101,7 +101,7 @@ def test_weights_may_be_converted_inside_a_block(truth):
     """The first step converts weights on all threads, and is itself on all threads."""
     for budget in (0, None):
         backend = Numpy(Options(n_threads=3, weights_memory=budget))
-        got = Model.load(TINY, backend=backend, n_ctx=1000).context(n_batch=300).eval(TOKENS, "all")
+        got = Model.load(TINY, backend=backend, n_ctx=1000).context(n_batch=600).eval(TOKENS, "all")
         np.testing.assert_allclose(got, truth, atol=1e-5 * np.abs(truth).max())  # as above
 
 

@@ -23,7 +23,10 @@ from ..base import Backend, Buffer, Instruction, LoopPlan, Observer
 from .threads import Threads
 
 SLOWER = 3  # a floating-point operation of attention takes so much longer than one of a product with a weight
-SHORTEST = 32  # tokens of a block: a matrix product of fewer rows is bound by reading the weight, which blocks would repeat
+# In blocks, every thread prepares each weight for itself, which a block of few tokens does not repay; whole, all threads share
+# the products, and one does the rest, which costs more the more threads wait for it. With n threads, blocks of LONG / (n - 1)
+# tokens take as long as the whole: 240 for two threads (measured), 34 for eight.
+LONG = 240
 
 
 class WavefrontPlan(LoopPlan):
@@ -44,11 +47,12 @@ class WavefrontPlan(LoopPlan):
     def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
         """One step. A long one runs in blocks, unless someone observes: then op by op, so that each can be timed."""
         lengths = {len(array) for name, array in inputs.items() if name in self._of_tokens}
-        n_blocks = min(self._threads.n, min(lengths, default=0) // SHORTEST)
-        if n_blocks < 2 or not self._can_cut or observe is not None:
+        n_threads, n_tokens = self._threads.n, min(lengths, default=0)
+        is_long = n_tokens * (n_threads - 1) >= LONG * n_threads
+        if not is_long or not self._can_cut or observe is not None:
             return self._threads.step(lambda: super(WavefrontPlan, self).__call__(inputs, observe))
         values = self.start(inputs)
-        for slot, array in self._run_body(inputs, self._cut(inputs["positions"], n_blocks)).items():
+        for slot, array in self._run_body(inputs, self._cut(inputs["positions"], n_threads)).items():
             values[slot] = array
         for i in self._tail:
             self.run(i, values)
