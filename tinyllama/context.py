@@ -31,6 +31,7 @@ class Context:
         self.n_ctx = model.n_ctx if n_ctx is None else n_ctx
         if self.n_ctx < 1 or n_batch < 1:
             raise OptionError(f"n_ctx = {self.n_ctx} and n_batch = {n_batch} must both be at least 1")
+        model.file.check()  # norms are read here
         self.n_batch = n_batch
         self.tokens: list[int] = []  # what the cache holds
         self._places = min(FIRST_PLACES, self.n_ctx)

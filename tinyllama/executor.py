@@ -21,7 +21,7 @@ class Executor:
     """A graph bound to weights and caches. Generation, tracing and profiling all go through `step`."""
 
     def __init__(self, graph: Graph, placement: Placement, leaves: Mapping[str, Tensor | Buffer]) -> None:
-        self._leaves = leaves
+        self._weights = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
         self._segments: list[tuple[Backend, Graph, Plan]] = []
         for backend, nodes in placement.runs(graph):
             part = graph.part(nodes)
@@ -55,8 +55,13 @@ class Executor:
     def warm_up(self, progress: Callable[[list[Tensor]], Iterable[Tensor]]) -> None:
         """Let each backend bring its weights into the form it computes in. `progress` wraps the list of them, as tqdm does."""
         for backend, part, _ in self._segments:
-            weights = [self._leaves[name] for name, value in part.leaves.items() if value.dtype == "weight"]
-            backend.warm_up(progress(weights))
+            whole = {  # a weight of which an op touches a few rows, as the embedding does, stays as it is
+                value.name: self._weights[value.name]
+                for node in part.nodes
+                for value, operand in zip(node.inputs, node.op.inputs, strict=True)
+                if operand.dtype == "weight" and operand.name not in node.op.touches
+            }
+            backend.warm_up(progress(list(whole.values())))
 
     def on_host(self) -> Counter[str]:
         """Ops that ran by their formula on the host for want of a kernel, and how many nodes of each."""

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from ops.graph import Graph
 from ops.tensor import Tensor
 
-from ..base import Backend, Buffer, Instruction, LoopPlan, Observer
+from ..base import Backend, Buffer, Observer
+from ..plan import Instruction, LoopPlan
 from .threads import Threads
 
 SLOWER = 3  # a floating-point operation of attention takes so much longer than one of a product with a weight

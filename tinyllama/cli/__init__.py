@@ -9,11 +9,11 @@ from .arguments import (
     add_prompt_arguments,
     add_sampling_arguments,
     model_options,
-    prompt_from,
     sampling_from,
 )
 from .progress import warm_up
 from .terminal import INTERRUPTED, Parser, guarded
+from .text import prompt_from
 
 __all__ = [
     "INTERRUPTED",

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DEFAULT_MODEL, add_placement_arguments, integer, load_model, note, option_error
+from .arguments import DEFAULT_MODEL, add_placement_arguments, integer, load_model, note
+from .text import option_error
 
 if TYPE_CHECKING:
     from ..benchmark import Case

@@ -7,7 +7,8 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from .arguments import add_model_arguments, add_sampling_arguments, integer, load_model, note, option_error, sampling_from
+from .arguments import add_model_arguments, add_sampling_arguments, integer, load_model, note, sampling_from
+from .text import option_error
 
 if TYPE_CHECKING:
     from ..chat import ChatSession

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import add_model_name, option_error
+from .arguments import add_model_name
+from .text import option_error
 
 if TYPE_CHECKING:
     from ..model import Model

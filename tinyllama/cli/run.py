@@ -12,9 +12,9 @@ from .arguments import (
     add_sampling_arguments,
     load_model,
     note,
-    prompt_from,
     sampling_from,
 )  # fmt: skip
+from .text import prompt_from
 
 HELP = "complete a prompt; stdout holds the text and nothing else"
 

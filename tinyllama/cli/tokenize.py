@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from .arguments import DEFAULT_MODEL, decoded, option_error, read_text, text_argument, unescape
+from .arguments import DEFAULT_MODEL
+from .text import decoded, option_error, read_text, text_argument, unescape
 
 HELP = "show the tokens of a text"
 

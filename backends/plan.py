@@ -1,0 +1,106 @@
+"""The plain plan: a graph as a list of instructions, one kernel after the other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ops.graph import Graph, Node, Value
+from ops.tensor import Tensor
+
+from .base import Backend, Buffer, Event, Observer
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A node ready to run: which slots it reads and fills, and which of them nobody needs after it (`done`)."""
+
+    run: Callable[..., Buffer]
+    operands: tuple[int, ...]
+    attrs: dict[str, Any]
+    result: int
+    done: tuple[int, ...]
+    node: Node
+    on_host: bool
+
+
+class LoopPlan:
+    """Values are numbered slots. Weights and caches are bound to theirs once, a step fills in the rest."""
+
+    def __init__(self, backend: Backend, graph: Graph, leaves: Mapping[str, Tensor | Buffer]) -> None:
+        graph = backend.fused(graph)
+        self._backend = backend
+        values = [*graph.leaves.values(), *(n.output for n in graph.nodes)]
+        self._slot = {value: slot for slot, value in enumerate(values)}
+        self._slot_as_stored: dict[Value, int] = {}  # weights for formulas on the host, which take them as they are
+        self.slot_of_leaf = {name: self._slot[value] for name, value in graph.leaves.items()}
+        self.outputs = [self._slot[v] for v in graph.outputs]
+        self.program = self._instructions(graph)
+        self._bound: list[Buffer] = [None] * (len(self._slot) + len(self._slot_as_stored))
+        for i in self.program:
+            for value, slot in zip(i.node.inputs, i.operands, strict=True):
+                leaf = leaves.get(value.name)
+                if isinstance(leaf, Tensor) and slot != self._slot_as_stored.get(value):
+                    leaf = backend.resident(leaf, value.dtype)
+                self._bound[slot] = leaf
+        self.on_host = Counter(i.node.op.name for i in self.program if i.on_host)
+
+    def _instructions(self, graph: Graph) -> list[Instruction]:
+        kernels = {n.op: self._backend.kernel_of(n.op) for n in graph.nodes}
+        last_use = {v: n for n in graph.nodes for v in n.inputs}
+        keep = set(graph.outputs) | set(graph.leaves.values())
+        return [
+            Instruction(
+                run=kernels[n.op] or self._backend.on_host(n.op),
+                operands=tuple(self._operand(v, kernels[n.op] is None) for v in n.inputs),
+                attrs=n.attrs,
+                result=self._slot[n.output],
+                done=tuple(self._slot[v] for v in set(n.inputs) - keep if last_use[v] is n),
+                node=n,
+                on_host=kernels[n.op] is None,
+            )
+            for n in graph.nodes
+        ]
+
+    def _operand(self, value: Value, on_host: bool) -> int:
+        if not (on_host and value.dtype == "weight"):
+            return self._slot[value]
+        return self._slot_as_stored.setdefault(value, len(self._slot) + len(self._slot_as_stored))
+
+    def rebind(self, name: str, buffer: Buffer) -> None:
+        self._bound[self.slot_of_leaf[name]] = buffer
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
+        values = self.start(inputs)
+        for i in self.program:
+            self.run(i, values, observe)
+        return [values[slot] for slot in self.outputs]
+
+    def start(self, inputs: Mapping[str, NDArray[Any]]) -> list[Buffer]:
+        """The values of a step, by slot, before the first instruction."""
+        values = self._bound.copy()
+        for name, array in inputs.items():
+            values[self.slot_of_leaf[name]] = self._backend.upload(array)
+        return values
+
+    def run(self, i: Instruction, values: list[Buffer], observe: Observer | None = None) -> None:
+        """Carry out one instruction: its result among the values, those that nobody needs any more gone."""
+        operands = [values[slot] for slot in i.operands]
+        if observe is None:
+            values[i.result] = i.run(*operands, **i.attrs)
+        else:
+            values[i.result] = self._observed(i, operands, observe)
+        for slot in i.done:  # memory that is still warm in the cache serves the next node
+            values[slot] = None
+
+    def _observed(self, i: Instruction, operands: list[Buffer], observe: Observer) -> Buffer:
+        began = perf_counter()
+        output = i.run(*operands, **i.attrs)
+        self._backend.synchronize()
+        observe(Event(i.node, operands, output, perf_counter() - began, self._backend, i.on_host))
+        return output
