@@ -271,8 +271,9 @@ def test_a_file_that_shrank_is_seen_before_the_next_step(tmp_path):
     context.eval([1])
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
-    with pytest.raises(FormatError, match=r"m\.gguf"):
-        context.eval([2])
+    for touch in (lambda: context.eval([2]), lambda: context.warm_up(), lambda: context.model.context()):
+        with pytest.raises(FormatError, match=r"m\.gguf"):
+            touch()
     assert context.tokens == [1]
 
 
