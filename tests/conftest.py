@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ def smollm2() -> Path:
     except FetchError as error:
         pytest.skip(f"needs the model smollm2: {error}")
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests start must hear of Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("tinyllama", deadline=None)  # machines that run tests are shared: a slow example is no failure
 settings.load_profile("tinyllama")

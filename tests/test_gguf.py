@@ -215,6 +215,7 @@ def test_metadata_alone(tmp_path: Path, mmap: bool) -> None:
 def test_closes_what_it_opened(tmp_path: Path, mmap: bool) -> None:
     path = tmp_path / "small.gguf"
     path.write_bytes(SMALL)
+    gc.collect()  # what other tests left is theirs
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         open_model_file(path, mmap=mmap)
