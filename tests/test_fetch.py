@@ -313,10 +313,10 @@ def test_no_pip(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_interrupt_leaves_nothing(index: Index, cache: Path) -> None:
     index.stall = True
     process = finder(model_of())
-    assert index.stalled.wait(timeout=20)
+    assert index.stalled.wait(timeout=60)
     assert os.listdir(cache) != []  # pip is at work in there
     process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=10)[1]
+    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
     assert os.listdir(cache) == []
 
 
