@@ -12,5 +12,5 @@ def embedding(tokens: Array, table: Array) -> Array:
 
 @op("x[T, n], ids:int[U] -> y[U, n]", touches={"x": "U/T"})
 def get_rows(x: Array, ids: Array) -> Array:
-    """y[u] = x[ids[u]]: the last layer's output at the positions whose logits are wanted."""
+    """y[u] = x[ids[u]]: in the last layer, the rows of the tokens whose logits are wanted."""
     return x[ids]

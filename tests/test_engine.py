@@ -90,7 +90,7 @@ def test_rewind_and_go_on(model):
     assert context.n_past == 4
     np.testing.assert_allclose(context.eval(TOKENS[4:]), truth, atol=1e-5 * np.abs(truth).max())  # as above
     for n in (-1, len(TOKENS) + 1):
-        with pytest.raises(OptionError, match="cannot rewind"):
+        with pytest.raises(OptionError, match="the place to rewind to"):
             context.rewind(n)
 
 

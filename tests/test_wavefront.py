@@ -28,7 +28,7 @@ def truth() -> np.ndarray:
     return load(1).context().eval(TOKENS, "all")
 
 
-@pytest.mark.parametrize("n_threads", [2, 3, 8])
+@pytest.mark.parametrize("n_threads", [2, 3, 8, 300])
 def test_blocks_give_the_same_logits_at_every_position(truth, n_threads):
     context = load(n_threads).context(n_batch=600)
     got = context.eval(TOKENS, "all")
@@ -64,6 +64,83 @@ def test_an_error_in_one_block_ends_the_step(monkeypatch):
     assert broken.tokens == []
     monkeypatch.undo()
     assert np.isfinite(context.eval(TOKENS)).all()  # the threads are free again
+
+
+def outcome(context) -> BaseException | None:
+    """What `eval` raises; it must return at all."""
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            context.eval(TOKENS)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive(), "a block waits for ever"
+    return raised[0] if raised else None
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_no_block_waits_for_one_that_never_began(at, monkeypatch):
+    model = load(4)
+    context = model.context(n_batch=600)
+    pool, calls = model.backend.threads._pool, []
+    submit = pool.submit
+
+    def fail(*args):
+        calls.append(args)
+        if len(calls) == at:
+            raise RuntimeError("can't start new thread")
+        return submit(*args)
+
+    context.warm_up()
+    monkeypatch.setattr(pool, "submit", fail)
+    assert "can't start new thread" in str(outcome(context))
+    monkeypatch.undo()
+    assert outcome(context) is None
+
+
+def test_no_block_waits_for_one_that_failed_at_its_start(monkeypatch):
+    model = load(4)
+    context = model.context(n_batch=600)
+    context.warm_up()
+    upload, calls = model.backend.upload, []
+
+    def fail(array):
+        calls.append(array)
+        if len(calls) == 5:
+            raise MemoryError
+        return upload(array)
+
+    monkeypatch.setattr(model.backend, "upload", fail)
+    assert isinstance(outcome(context), MemoryError)
+    monkeypatch.undo()
+    assert outcome(context) is None
+
+
+def test_an_interrupt_stops_all_blocks(monkeypatch):
+    model = load(4)
+    context = model.context(n_batch=600)
+    attention, ran = model.backend.attention, []
+
+    def interrupt(*args, **attrs):
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        ran.append(threading.current_thread())
+        return attention(*args, **attrs)
+
+    monkeypatch.setattr(model.backend, "attention", interrupt)
+    broken = model.context(n_batch=600)
+    with pytest.raises(KeyboardInterrupt):
+        broken.eval(TOKENS)
+    after = len(ran)
+    assert broken.tokens == []
+    monkeypatch.undo()
+    assert np.isfinite(context.eval(TOKENS)).all()
+    assert len(ran) == after  # nothing was left running
 
 
 def test_two_contexts_in_two_threads_at_once(truth):

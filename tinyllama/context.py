@@ -13,6 +13,7 @@ from backends.base import Observer
 from ops.errors import ContextFullError, OptionError, TokenError
 from ops.tensor import Tensor
 
+from .checks import whole_number
 from .executor import Executor
 
 if TYPE_CHECKING:
@@ -28,11 +29,9 @@ class Context:
     def __init__(self, model: Model, *, n_ctx: int | None = None, n_batch: int = 512) -> None:
         """n_ctx: places, None for the model's own; n_batch: tokens of a prompt that are computed at once."""
         self.model = model
-        self.n_ctx = model.n_ctx if n_ctx is None else n_ctx
-        if self.n_ctx < 1 or n_batch < 1:
-            raise OptionError(f"n_ctx = {self.n_ctx} and n_batch = {n_batch} must both be at least 1")
+        self.n_ctx = model.n_ctx if n_ctx is None else whole_number("n_ctx", n_ctx, 1)
+        self.n_batch = whole_number("n_batch", n_batch, 1)
         model.file.check()  # norms are read here
-        self.n_batch = n_batch
         self.tokens: list[int] = []  # what the cache holds
         self._places = min(FIRST_PLACES, self.n_ctx)
         self._caches = {
@@ -49,8 +48,7 @@ class Context:
 
     def rewind(self, n: int) -> None:
         """Forget what came after the first n tokens, so that n_past = n; 0 <= n <= n_past, or OptionError."""
-        if not isinstance(n, (int, np.integer)) or not 0 <= n <= self.n_past:
-            raise OptionError(f"cannot rewind to {n}: the context holds {self.n_past} tokens")
+        n = whole_number("the place to rewind to", n, 0, self.n_past)
         del self.tokens[n:]
 
     def eval(
@@ -61,10 +59,12 @@ class Context:
         TokenError: no tokens, or an id that is not of the vocabulary; ContextFullError: no room for them. Then, and when
         interrupted, the context is as it was before.
         """
-        if logits not in ("last", "all"):
+        if not isinstance(logits, str) or logits not in ("last", "all"):
             raise OptionError(f"logits = {logits!r}: expected 'last' or 'all'")
         ids = self._checked(tokens)
         before, parts = self.n_past, []
+        self.model.file.check()
+        self._make_room(before + len(ids))  # for all of them at once
         try:
             for start in range(0, len(ids), self.n_batch):
                 batch = ids[start : start + self.n_batch]
@@ -101,7 +101,6 @@ class Context:
 
     def _step(self, batch: NDArray[np.int64], out_ids: NDArray[np.int64], observe: Observer | None) -> NDArray[np.float32]:
         self.model.file.check()
-        self._make_room(self.n_past + len(batch))
         positions = np.arange(self.n_past, self.n_past + len(batch))
         inputs = {"tokens": batch, "positions": positions, "out_ids": out_ids}
         (logits,) = self._executor.step(inputs, observe)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from backends.base import Observer
 from ops.errors import ContextFullError, OptionError, TokenError
 
+from .checks import whole_number
 from .sampling import Sampler, Sampling
 from .tokenizer import StreamDecoder
 
@@ -51,8 +52,7 @@ class Generation:
         ignore_eos: bool = False,
         observe: Observer | None = None,
     ) -> None:
-        if not isinstance(n_predict, (int, np.integer)) or n_predict < -1:
-            raise OptionError(f"n_predict = {n_predict!r}: expected a whole number, -1 (no limit), 0 or more")
+        n_predict = whole_number("n_predict", n_predict, -1)
         if not prompt:
             raise TokenError("the prompt is empty: give at least one token to continue from")
         if len(prompt) > context.n_ctx:
@@ -66,7 +66,10 @@ class Generation:
         self.stop_reason: StopReason | None = None
         self.sampler = Sampler(sampling or Sampling(), context.model.config.n_vocab)
         self._n_predict = n_predict
-        self._stop = [stop] if isinstance(stop, str) and stop else [text for text in stop if text]
+        stops = [stop] if isinstance(stop, str) else stop
+        if not isinstance(stops, (list, tuple)) or not all(isinstance(text, str) for text in stops):
+            raise OptionError(f"stop = {stop!r}: expected a text or a list of texts")
+        self._stop = [text for text in stops if text]
         self._ignore_eos = ignore_eos
         self._observe = observe
         self._pieces = self._run()

@@ -17,6 +17,7 @@ from ops.graph import Graph
 from ops.tensor import Tensor
 
 from .build import build
+from .checks import whole_number
 from .context import KV_DTYPE, Context
 from .formats import open_model_file
 from .formats.model_file import ModelFile
@@ -63,9 +64,14 @@ class Model:
 
         Raises TinyLlamaError, of which FormatError and ModelError for what is wrong with the file.
         """
-        for name, value, low in (("n_ctx", n_ctx, 0), ("weights_memory", weights_memory, 0), ("n_threads", n_threads, 1)):
-            if value is not None and (not isinstance(value, int) or value < low):
-                raise OptionError(f"{name} = {value!r} is out of range: it must be a whole number of at least {low}")
+        for name, value, low in (
+            ("n_ctx", n_ctx, 0),
+            ("weights_memory", weights_memory, 0),
+            ("n_threads", n_threads, 1),
+            ("n_gpu_layers", n_gpu_layers, -1),
+        ):
+            if value is not None:
+                whole_number(name, value, low)
         options = Options(n_threads=n_threads, weights_memory=weights_memory, fuse=fuse)
         if isinstance(backend, str):
             backend = get_backend(backend, options)
@@ -124,8 +130,12 @@ class Model:
         """
         if sampling is not None and settings:
             raise OptionError("give either sampling=Sampling(...) or its settings, not both")
-        if isinstance(prompt, bytes):
-            raise OptionError("the prompt is bytes: decode it to text, or give token ids")
+        if not isinstance(prompt, (str, list, tuple, range, np.ndarray)):
+            raise OptionError(f"the prompt must be text or a list of token ids, not {type(prompt).__name__}")
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise OptionError(f"sampling = {sampling!r}: expected a Sampling")
+        if context is not None and not isinstance(context, Context):
+            raise OptionError(f"context = {context!r}: expected a Context")
         if context is not None and context.model is not self:
             raise OptionError("this context belongs to another model: make one with this model's context()")
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)

@@ -69,6 +69,8 @@ class Sampling:
             raise OptionError("mirostat = 1 is not offered: use mirostat = 2, the same authors' simpler algorithm")
         if self.seed is not None:
             _check("seed", self.seed, Integral, -1, math.inf, "a whole number of 0 or more, or -1 for a random one")
+        if not isinstance(self.logit_bias, Mapping):
+            raise OptionError(f"logit_bias = {self.logit_bias!r} is not allowed: it must map token ids to numbers")
         for token, bias in self.logit_bias.items():
             _check("a token of logit_bias", token, Integral, 0, math.inf, "a token id, a whole number of 0 or more")
             _check(f"logit_bias[{token}]", bias, Real, -math.inf, _LARGEST, "a number, or -inf to ban the token")

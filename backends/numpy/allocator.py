@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-KEPT = 512 << 20  # bytes of free memory at the top of the heap before it is given back
+KEPT = 16 << 20  # bytes of free memory at the top of the heap before it is given back
 LARGEST = 32 << 20  # glibc's own upper limit for what may come from the heap
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import local
+from threading import Lock, local
 from time import perf_counter, thread_time
 from typing import TypeVar
 
@@ -30,6 +30,8 @@ class Threads:
         self.n = n
         self._pool = ThreadPoolExecutor(n - 1, "tinyllama") if n > 1 else None
         self._of_thread = local()
+        self._lock = Lock()
+        self._n_together = 0
         self._blas = ThreadpoolController().select(user_api="blas").lib_controllers
         self._set_blas(n)
         self._wall = self._cpu = 0.0
@@ -45,7 +47,7 @@ class Threads:
         began, cpu = perf_counter(), thread_time()
         if began < self._alone_until:
             return run()
-        self._set_blas(self.n)
+        self._count_together(0)
         result = run()
         self._wall += perf_counter() - began
         self._cpu += thread_time() - cpu
@@ -59,11 +61,12 @@ class Threads:
             self._wall = self._cpu = 0.0
         return result
 
-    def together(self, function: Callable[[int], None], n: int) -> None:
+    def together(self, function: Callable[[int], None], n: int, give_up: Callable[[], None] = lambda: None) -> None:
         """Call function(0) to function(n - 1) at the same time, n at most `self.n`; raises what the first of them raised.
 
         Matrix products inside run on one thread each: BLAS's own threads would queue for each other. Called from inside
-        itself, where all threads are taken, it calls one after the other.
+        itself, where all threads are taken, it calls one after the other. `give_up` is called if not all can go on: it has to
+        let calls return that wait for others. None is left running when this returns, not even after a second Ctrl-C.
         """
         if self._pool is None or n == 1 or getattr(self._of_thread, "is_taken", False):
             for i in range(n):
@@ -79,16 +82,36 @@ class Threads:
                 self._of_thread.is_taken = False
 
         others: list[Future[None]] = []
-        self._set_blas(1)
+        self._count_together(1)
         try:
-            others += [self._pool.submit(work, i) for i in range(1, n)]
+            for i in range(1, n):
+                others.append(self._pool.submit(work, i))
             work(0)
+        except BaseException:
+            give_up()
+            raise
         finally:
-            failures = [other.exception() for other in others]  # waits for each
-            self._set_blas(1 if perf_counter() < self._alone_until else self.n)
+            failures = self._wait(others, give_up)
+            self._count_together(-1)
         for failure in failures:
             if failure is not None:
                 raise failure
+
+    def _wait(self, others: list[Future[None]], give_up: Callable[[], None]) -> list[BaseException | None]:
+        interrupt: list[BaseException | None] = []
+        while True:
+            try:
+                return [*interrupt, *(other.exception() for other in others)]
+            except KeyboardInterrupt as error:
+                interrupt = [error]
+                give_up()
+
+    def _count_together(self, change: int) -> None:
+        """BLAS has one thread as long as anyone works together, in whichever context."""
+        with self._lock:
+            self._n_together += change
+            alone = self._n_together > 0 or perf_counter() < self._alone_until
+            self._set_blas(1 if alone else self.n)
 
     def each(self, function: Callable[[slice], None], parts: list[slice]) -> None:
         """Call `function` for every part, on all threads."""

@@ -10,7 +10,7 @@ arrays are small enough to stay in its core's cache.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from threading import Semaphore
+from threading import Event, Semaphore
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ SLOWER = 3  # a floating-point operation of attention takes so much longer than 
 # the products, and one does the rest, which costs more the more threads wait for it. With n threads, blocks of LONG / (n - 1)
 # tokens take as long as the whole: 240 for two threads (measured), 34 for eight.
 LONG = 240
+SHORTEST = 32  # tokens of a block, however many threads there are
 
 
 class WavefrontPlan(LoopPlan):
@@ -42,18 +43,26 @@ class WavefrontPlan(LoopPlan):
         self._crossing = sorted(made.keys() & needed)  # what the blocks' results are put together for
         # a part of a model without attention has nothing to win; what crosses must be rows, to be put together again
         self._can_cut = any(map(_writes, self._body)) and all(made[slot] == "T" for slot in self._crossing)
+        self._weights = [
+            self._bound[slot]
+            for i in self._body
+            for slot, operand in zip(i.operands, i.node.op.inputs, strict=True)
+            if operand.dtype == "weight" and operand.name not in i.node.op.touches
+        ]
         one_key, two_keys = (sum(_flops(i, n_keys) for i in self._body) for n_keys in (1, 2))
         self._per_key, self._per_token = two_keys - one_key, 2 * one_key - two_keys  # flops
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
         """One step. A long one runs in blocks, unless someone observes: then op by op, so that each can be timed."""
         lengths = {len(array) for name, array in inputs.items() if name in self._of_tokens}
-        n_threads, n_tokens = self._threads.n, min(lengths, default=0)
-        is_long = n_tokens * (n_threads - 1) >= LONG * n_threads
+        n_tokens = min(lengths, default=0)
+        n_blocks = min(self._threads.n, n_tokens // SHORTEST)
+        is_long = n_tokens * (n_blocks - 1) >= LONG * n_blocks > 0
         if not is_long or not self._can_cut or observe is not None:
             return self._threads.step(lambda: super(WavefrontPlan, self).__call__(inputs, observe))
+        self._backend.warm_up(self._weights)  # once for all blocks, before they begin
         values = self.start(inputs)
-        for slot, array in self._run_body(inputs, self._cut(inputs["positions"], n_threads)).items():
+        for slot, array in self._run_body(inputs, self._cut(inputs["positions"], n_blocks)).items():
             values[slot] = array
         for i in self._tail:
             self.run(i, values)
@@ -69,22 +78,31 @@ class WavefrontPlan(LoopPlan):
     def _run_body(self, inputs: Mapping[str, NDArray[Any]], blocks: list[slice]) -> dict[int, Buffer]:
         written = [Semaphore(0) for _ in blocks]  # counts the caches that a block has written
         results: list[dict[int, Buffer]] = [{} for _ in blocks]
+        given_up = Event()
+
+        def give_up() -> None:
+            given_up.set()
+            for semaphore in written:  # no block may wait for ever
+                semaphore.release(len(self._body))
 
         def block(n: int) -> None:
             rows = blocks[n]
-            values = self.start({name: x[rows] if name in self._of_tokens else x for name, x in inputs.items()})
             try:
+                values = self.start({name: x[rows] if name in self._of_tokens else x for name, x in inputs.items()})
                 for i in self._body:
+                    if given_up.is_set():
+                        return
                     self.run(i, values)
                     if _writes(i):
                         if n > 0:
                             written[n - 1].acquire()
                         written[n].release()  # only now: it tells the next block that all blocks up to here have written
                 results[n] = {slot: values[slot] for slot in self._crossing}
-            finally:  # also when it failed: the next block must not wait for ever
-                written[n].release(len(self._body))
+            except BaseException:
+                give_up()
+                raise
 
-        self._threads.together(block, len(blocks))
+        self._threads.together(block, len(blocks), give_up)
         return {slot: np.concatenate([result[slot] for result in results]) for slot in self._crossing}
 
 

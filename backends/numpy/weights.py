@@ -48,9 +48,9 @@ class Weights:
 
             def convert(rows: slice) -> None:
                 dense[rows] = tensor.dequantize(rows)
+                let_go(tensor.data[rows])  # the file's form is not needed beside the float32 one
 
             self._threads.each(convert, chunks(tensor))
-            let_go(tensor.data)  # the file's form is not needed beside the float32 one
         except BaseException:
             with self._lock:
                 self.kept -= size

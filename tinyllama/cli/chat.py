@@ -36,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
 
     sampling = sampling_from(args)
     model = load_model(args)
-    note(load_summary(model))
     session = ChatSession(
         model,
         system=args.system_prompt,
@@ -44,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         n_predict=args.n_predict,
         context=model.context(n_batch=args.batch_size),
     )
+    note(load_summary(model))
     warm_up(session.context)
     return converse(session)
 

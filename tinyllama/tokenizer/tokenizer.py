@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 from ops.errors import TokenError
@@ -80,6 +81,8 @@ class Tokenizer:
 
         Raises TokenError if the text holds lone surrogates, FormatError if the vocabulary is damaged.
         """
+        if not isinstance(text, str):
+            raise TokenError(f"Only text can be made into tokens, not {type(text).__name__}.")
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
@@ -130,6 +133,8 @@ class Tokenizer:
 
         Raises TokenError for an id outside the vocabulary.
         """
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise TokenError(f"Only a list of token ids can be made into text, not {type(ids).__name__}.")
         data = b"".join(map(self.piece if special else self.visible_piece, ids))
         if self._vocabulary.adds_space_prefix:
             data = data.removeprefix(b" ")
@@ -150,6 +155,6 @@ class Tokenizer:
         return SpecialTokens(texts, self._vocabulary.strips_right)
 
     def _checked(self, id: int) -> int:
-        if not 0 <= id < self._vocabulary.n_vocab:
+        if not isinstance(id, Integral) or not 0 <= id < self._vocabulary.n_vocab:
             raise TokenError(f"token id {id} is outside the vocabulary of {self._vocabulary.n_vocab} tokens")
         return id
