@@ -18,6 +18,7 @@ def generate(args) -> int:
         sampling=cli.sampling_from(args),
         ignore_eos=args.ignore_eos,
         context=context,
+        progress=cli.prompt_bar(len(tokens)),
     )
     cli.warm_up(context)  # brings the weights into the form that they are computed in
     print(f"seed: {generation.sampler.seed}\n", file=sys.stderr)

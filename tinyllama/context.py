@@ -52,9 +52,16 @@ class Context:
         del self.tokens[n:]
 
     def eval(
-        self, tokens: Sequence[int], logits: Literal["last", "all"] = "last", *, observe: Observer | None = None
+        self,
+        tokens: Sequence[int],
+        logits: Literal["last", "all"] = "last",
+        *,
+        observe: Observer | None = None,
+        progress: Callable[[int], object] = lambda n_read: None,
     ) -> NDArray[np.float32]:
         """Read more tokens. Logits of the last, float32[n_vocab], or of all of them, float32[n_tokens, n_vocab].
+
+        observe: called after each op; progress: called after each batch with the number of tokens in it.
 
         TokenError: no tokens, or an id that is not of the vocabulary; ContextFullError: no room for them. Then, and when
         interrupted, the context is as it was before.
@@ -71,6 +78,7 @@ class Context:
                 out_ids = np.arange(len(batch)) if logits == "all" else np.array([len(batch) - 1])
                 parts.append(self._step(batch, out_ids, observe))
                 self.tokens += batch.tolist()
+                progress(len(batch))
         except BaseException:
             del self.tokens[before:]
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
@@ -51,6 +51,7 @@ class Generation:
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         observe: Observer | None = None,
+        progress: Callable[[int], object] = lambda n_read: None,
     ) -> None:
         n_predict = whole_number("n_predict", n_predict, -1)
         if not prompt:
@@ -72,6 +73,7 @@ class Generation:
         self._stop = [text for text in stops if text]
         self._ignore_eos = ignore_eos
         self._observe = observe
+        self._progress = progress
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[str]:
@@ -136,7 +138,7 @@ class Generation:
         for token in self.prompt:
             self.sampler.accept(token)
         try:
-            return context.eval(self.prompt[known:], observe=self._observe)
+            return context.eval(self.prompt[known:], observe=self._observe, progress=self._progress)
         finally:  # also when it is interrupted
             self.timings.prompt_tokens = len(self.prompt) - known
             self.timings.prompt_seconds = perf_counter() - began

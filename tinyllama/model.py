@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from time import perf_counter
 from typing import Any
@@ -120,13 +120,15 @@ class Model:
         ignore_eos: bool = False,
         context: Context | None = None,
         observe: Observer | None = None,
+        progress: Callable[[int], object] = lambda n_read: None,
         **settings: Any,
     ) -> Generation:
         """Continue a prompt: an iterator of text pieces, never half a character.
 
         n_predict: tokens at most, -1 for no limit; stop: texts that end it (and are not given out); context: go on in this one,
-        of which the longest common beginning with the prompt is reused. Settings are those of Sampling: temp=0, top_k=40,
-        seed=1 ... The Generation tells afterwards `.tokens`, `.stop_reason` and `.timings`.
+        of which the longest common beginning with the prompt is reused; progress: called as the prompt is read, with the number
+        of tokens. Settings are those of Sampling: temp=0, top_k=40, seed=1 ... Afterwards the Generation tells its `.tokens`,
+        `.stop_reason` and `.timings`.
         """
         if sampling is not None and settings:
             raise OptionError("give either sampling=Sampling(...) or its settings, not both")
@@ -147,6 +149,7 @@ class Model:
             stop=stop,
             ignore_eos=ignore_eos,
             observe=observe,
+            progress=progress,
         )
 
     def fused_graph(self) -> Graph:

@@ -11,7 +11,7 @@ from .arguments import (
     model_options,
     sampling_from,
 )
-from .progress import warm_up
+from .progress import prompt_bar, warm_up
 from .terminal import INTERRUPTED, Parser, guarded
 from .text import prompt_from
 
@@ -23,6 +23,7 @@ __all__ = [
     "add_sampling_arguments",
     "guarded",
     "model_options",
+    "prompt_bar",
     "prompt_from",
     "sampling_from",
     "warm_up",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,3 +14,17 @@ def warm_up(context: Context) -> None:
     from tqdm import tqdm
 
     context.warm_up(lambda weights: tqdm(weights, "preparing weights", disable=None, delay=0.5, leave=False, unit=""))
+
+
+def prompt_bar(n_tokens: int) -> Callable[[int], object]:
+    """A bar for a prompt that takes more than a second to read; call it with the number of tokens read, as they are."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=n_tokens, desc="reading the prompt", disable=None, delay=1, leave=False, unit="")
+
+    def read(n: int) -> None:
+        bar.update(n)
+        if bar.n >= n_tokens:
+            bar.close()
+
+    return read

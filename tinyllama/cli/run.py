@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..summary import load_summary, prompt_summary, timings_summary
     from ..trace import Trace
-    from .progress import warm_up
+    from .progress import prompt_bar, warm_up
     from .terminal import INTERRUPTED
 
     prompt, sampling = prompt_from(args), sampling_from(args)
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
             ignore_eos=args.ignore_eos,
             context=context,
             observe=trace,
+            progress=prompt_bar(len(tokens)),
         )
         warm_up(context)
         note(f"seed: {generation.sampler.seed}\n")

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         add_bos=False if args.no_bos else None,
         parse_special=not args.no_parse_special,
     )
-    if args.ids:
+    if args.ids or not ids:  # of no tokens there is nothing else to show
         print(ids)
     else:
         for id in ids:
