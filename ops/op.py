@@ -65,7 +65,6 @@ class Op:
     where: CodeType | None  # what equal letters cannot say, such as h % k == 0
     where_text: str
     flops: CodeType  # an expression in the sizes
-    flops_text: str
     touches: Mapping[str, CodeType]  # operand -> the fraction of its bytes that is read or written, where not all
     view_of: str  # the operand whose memory the output is, seen with another shape; "" if it is new memory
     fused: bool  # the formula is made of other ops
@@ -150,7 +149,6 @@ def op(
             where=compile(where, signature, "eval") if where else None,
             where_text=where,
             flops=compile(flops, signature, "eval"),
-            flops_text=flops,
             touches={name: compile(text, signature, "eval") for name, text in (touches or {}).items()},
             view_of=view_of,
             fused=fused,

@@ -192,7 +192,7 @@ def test_trace_has_a_line_for_every_op_of_every_step(tmp_path):
 
 
 def test_bench_formats(capsys):
-    argv = ["bench", "-m", MODEL, "-p", "8", "-n", "4", "-d", "0,3", "-r", "2", "-t", "1", "-pg", "4,2"]
+    argv = ["bench", "-m", MODEL, "-p", "8", "-n", "4", "-d", "0", "-d", "3", "-r", "2", "-t", "1", "-pg", "4,2"]
     assert main([*argv, "-o", "json"]) == 0
     results = json.loads(capsys.readouterr().out)
     assert [(r["n_prompt"], r["n_gen"], r["n_depth"]) for r in results] == [
@@ -203,6 +203,8 @@ def test_bench_formats(capsys):
         assert r["avg_ts"] == pytest.approx(sum(r["samples_ts"]) / 2)
         assert r["samples_ts"][0] == pytest.approx(1e9 * (r["n_prompt"] + r["n_gen"]) / r["samples_ns"][0])
         assert r["stddev_ts"] >= 0
+    assert main(["bench", "-m", MODEL, "-p", "2", "-p", "3,4", "-n", "0", "-r", "1", "-o", "json"]) == 0
+    assert [r["n_prompt"] for r in json.loads(capsys.readouterr().out)] == [2, 3, 4]
     assert main([*argv, "-o", "csv"]) == 0
     assert [row["n_depth"] for row in csv.DictReader(capsys.readouterr().out.splitlines())] == ["0"] * 3 + ["3"] * 3
     assert main(argv) == 0

@@ -47,7 +47,7 @@ class Threads:
         began, cpu = perf_counter(), thread_time()
         if began < self._alone_until:
             return run()
-        self._count_together(0)
+        self._settle_blas()
         result = run()
         self._wall += perf_counter() - began
         self._cpu += thread_time() - cpu
@@ -82,7 +82,7 @@ class Threads:
                 self._of_thread.is_taken = False
 
         others: list[Future[None]] = []
-        self._count_together(1)
+        self._settle_blas(1)
         try:
             for i in range(1, n):
                 others.append(self._pool.submit(work, i))
@@ -92,7 +92,7 @@ class Threads:
             raise
         finally:
             failures = self._wait(others, give_up)
-            self._count_together(-1)
+            self._settle_blas(-1)
         for failure in failures:
             if failure is not None:
                 raise failure
@@ -106,10 +106,13 @@ class Threads:
                 interrupt = [error]
                 give_up()
 
-    def _count_together(self, change: int) -> None:
-        """BLAS has one thread as long as anyone works together, in whichever context."""
+    def _settle_blas(self, began: int = 0) -> None:
+        """One thread for BLAS while anyone works together, in whichever context, or the machine is crowded; else all.
+
+        began: 1 if a `together` begins, -1 if one ends.
+        """
         with self._lock:
-            self._n_together += change
+            self._n_together += began
             alone = self._n_together > 0 or perf_counter() < self._alone_until
             self._set_blas(1 if alone else self.n)
 

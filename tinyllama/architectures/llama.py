@@ -28,7 +28,7 @@ from ops import (
     silu,
     softmax,
     split_heads,
-)  # fmt: skip
+)
 
 from ..config import Config
 

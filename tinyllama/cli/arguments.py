@@ -69,6 +69,12 @@ def add_model_name(parser: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
+def add_batch_size(parser: argparse._ActionsContainer) -> None:
+    """How long a step may be."""
+    told = "prompt tokens computed at once (default: 512)"
+    parser.add_argument("-b", "--batch-size", type=integer(1), default=512, metavar="N", help=told)
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, how much context, and where it is computed."""
     group = parser.add_argument_group("model")
@@ -82,14 +88,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="places of the context; 0: the model's own (default)",
     )
-    add(
-        "-b",
-        "--batch-size",
-        type=integer(1),
-        default=512,
-        metavar="N",
-        help="prompt tokens computed at once (default: 512)",
-    )
+    add_batch_size(group)
     add("-t", "--threads", type=integer(1, 1024), default=None, metavar="N", help="threads (default: all cores)")
     add_placement_arguments(parser)
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DEFAULT_MODEL, add_placement_arguments, integer, load_model, note
+from .arguments import DEFAULT_MODEL, add_batch_size, add_placement_arguments, integer, load_model, note
 from .text import option_error
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-p",
         "--n-prompt",
         type=integers(0),
-        default=[512],
+        action="extend",
         metavar="N,..",
         help="prompt lengths; 0: none (default: 512)",
     )
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n",
         "--n-gen",
         type=integers(0),
-        default=[128],
+        action="extend",
         metavar="N,..",
         help="tokens generated; 0: none (default: 128)",
     )
@@ -63,14 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("-d", "--n-depth", type=integers(0), action="extend", metavar="N,..", help="tokens read before the clock starts")
     add("-r", "--repetitions", type=integer(1), default=5, metavar="N", help="runs of each test (default: 5)")
-    add(
-        "-b",
-        "--batch-size",
-        type=integer(1),
-        default=512,
-        metavar="N",
-        help="prompt tokens computed at once (default: 512)",
-    )
+    add_batch_size(parser)
     add("-t", "--threads", type=integers(1, 1024), default=[None], metavar="N,..", help="thread counts (default: all cores)")
     add("-o", "--output", choices=("md", "json", "csv"), default="md", help="format of the results (default: md)")
     add("--profile", action="store_true", help="also print, for each test, time, GFLOP/s and GB/s by op beside the peak")

@@ -13,7 +13,7 @@ from .arguments import (
     load_model,
     note,
     sampling_from,
-)  # fmt: skip
+)
 from .text import prompt_from
 
 HELP = "complete a prompt; stdout holds the text and nothing else"
