@@ -11,10 +11,11 @@ computes every op by its formula, in numpy, on the host.
         def silu(self, x):                    # the op's own operands and attributes, as this backend's buffers
             return my_library.silu(x)
 
-What a backend has no kernel for is found in this order:
+How an op is computed is found in this order:
 1. its own kernel;
 2. for a fused op, the ops it is made of: fusion only ever puts in the fused ops that have a kernel;
-3. the op's formula on the host: operands downloaded, result uploaded. It is counted in `Plan.on_host`, never silent.
+3. the op's formula on the host: operands downloaded, result uploaded.
+`coverage` counts what became of a graph; it is in the load summary, never silent.
 
 A graph is prepared once, by `compile`, and run often. The default plan is a loop over kernels; a device overrides `compile`
 to bind its arguments once, to plan its buffers by lifetime, or to capture the launches.
@@ -25,7 +26,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, ClassVar, Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -59,6 +60,31 @@ class Options:
     n_threads: int | None = None  # None: as many as this process may use
     weights_memory: int | None = None  # bytes for weights kept in another form than the file's; None: what is free
     fuse: bool = True  # False: run the primitive ops one by one, so that a trace shows every value
+    device: str | None = None  # which of the backend's devices: its number in `devices()`, or a part of its name
+    device_memory: int | None = None  # bytes that the device may use at most; None: all it has
+    device_features: str | None = None  # run the kernels made for another kind of device than the one found
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a backend could compute on."""
+
+    name: str
+    kind: str  # "CPU", "GPU" or "accelerator"
+    memory: int  # bytes it has
+    driver: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How the nodes of a graph are computed: for each kind, op -> number of nodes."""
+
+    kernel: Counter[str] = field(default_factory=Counter)  # by the backend's own kernel
+    decomposed: Counter[str] = field(default_factory=Counter)  # fused ops that run as the ops they are made of
+    on_host: Counter[str] = field(default_factory=Counter)  # by the formula
+
+    def __add__(self, other: Coverage) -> Coverage:
+        return Coverage(self.kernel + other.kernel, self.decomposed + other.decomposed, self.on_host + other.on_host)
 
 
 def usable_cpus() -> int:
@@ -86,10 +112,17 @@ class Event:
 Observer = Callable[[Event], None]
 
 
-class Plan(Protocol):
-    """A graph prepared for a backend. `on_host`: the ops without a kernel, and how many nodes of each."""
+class Progress(Protocol):
+    """Wraps a list that takes long to work through, as tqdm does: progress(weights, "preparing weights")."""
 
-    on_host: Counter[str]
+    def __call__(self, items: list[Any], told: str) -> Iterable[Any]: ...
+
+
+class Plan(Protocol):
+    """A graph prepared for a backend."""
+
+    def warm_up(self, progress: Progress) -> None:
+        """Do now what the first step would do once: read and convert weights, compile kernels."""
 
     def rebind(self, name: str, buffer: Buffer) -> None:
         """From now on the leaf of this name is another buffer: a cache that has grown."""
@@ -107,6 +140,8 @@ class Backend:
     """
 
     name: ClassVar[str] = "reference"
+    kv_dtype: ClassVar[DTypeLike] = np.float32  # of a KV cache, if the user does not say
+    kv_grows: ClassVar[bool] = True  # a cache starts small and is enlarged; False: it takes all its memory at once
     _kernels: ClassVar[dict[str, str]] = {}  # op -> the method that computes it
 
     def __init__(self, options: Options | None = None) -> None:
@@ -131,7 +166,7 @@ class Backend:
     # Where arrays live
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
-        """A buffer of zeros, for a cache."""
+        """A buffer of zeros, for a cache: float32, or float16 if the user wants a cache of half the size."""
         return np.zeros(shape, dtype)
 
     def upload(self, array: NDArray[Any]) -> Buffer:
@@ -174,7 +209,7 @@ class Backend:
         return new
 
     def warm_up(self, weights: Iterable[Tensor]) -> None:
-        """Do now what the first step would do with these weights: read, convert, compile."""
+        """Do now what the first step would do with these weights: read them, convert them."""
 
     def synchronize(self) -> None:
         """Wait until all that was launched has finished."""
@@ -183,8 +218,36 @@ class Backend:
         """One line for the load summary: what this backend runs on."""
         return "numpy, formula by formula"
 
-    def compile(self, graph: Graph, leaves: Mapping[str, Tensor | Buffer]) -> Plan:
-        """Prepare a graph. `leaves` are bound for good: weights and constants as Tensors, caches as buffers."""
+    # Memory: what placement needs to know of a device. The host's is not counted
+
+    @classmethod
+    def devices(cls) -> list[Device]:
+        """What this backend could run on; BackendError says what to install if that is why there is nothing."""
+        return []
+
+    def memory_free(self) -> int | None:
+        """Bytes that may still be taken, within `Options.device_memory`; None: this backend computes in the host's memory."""
+        return None
+
+    def memory_used(self) -> int:
+        """Bytes of all buffers that are alive, as the runtime counts them."""
+        return 0
+
+    def resident_bytes(self, tensor: Tensor, dtype: str) -> int:
+        """What `resident` takes, told beforehand."""
+        return tensor.nbytes if dtype == "weight" else 4 * tensor.n_params
+
+    def scratch_bytes(self, graph: Graph, sizes: Mapping[str, int]) -> int:
+        """What a plan takes beside its leaves for a step of these sizes: T tokens, U rows out, C places of a cache."""
+        return 0
+
+    # Running a graph
+
+    def compile(self, graph: Graph, leaves: Mapping[str, Tensor | Buffer], sizes: Mapping[str, int] | None = None) -> Plan:
+        """Prepare a graph. `leaves` are bound for good: weights and constants as Tensors, caches as buffers.
+
+        sizes: of the largest step to expect, as in `scratch_bytes`; a plan may take its memory for it now.
+        """
         from .plan import LoopPlan  # here: a plan is made of what this file defines
 
         return LoopPlan(self, graph, leaves)
@@ -193,6 +256,16 @@ class Backend:
         """The graph as this backend runs it: with every fused op that it has a kernel for."""
         has = [op for op in OPS.values() if op.fused and self.kernel_of(op)]
         return fuse(graph, has) if self.options.fuse else graph
+
+    def coverage(self, graph: Graph) -> Coverage:
+        """How this backend computes a graph."""
+        nodes = self.fused(graph).nodes
+        all_fused = fuse(graph, [op for op in OPS.values() if op.fused]).nodes if self.options.fuse else []
+        return Coverage(
+            kernel=Counter(n.op.name for n in nodes if self.kernel_of(n.op)),
+            decomposed=Counter(n.op.name for n in all_fused if n.op.fused and not self.kernel_of(n.op)),
+            on_host=Counter(n.op.name for n in nodes if not self.kernel_of(n.op)),
+        )
 
     def on_host(self, op: Op) -> Callable[..., Buffer]:
         """The op's formula as a kernel: operands downloaded, what it wrote written back, the result uploaded."""

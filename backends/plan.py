@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from ops.graph import Graph, Node, Value
 from ops.tensor import Tensor
 
-from .base import Backend, Buffer, Event, Observer
+from .base import Backend, Buffer, Event, Observer, Progress
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,13 @@ class LoopPlan:
                 if isinstance(leaf, Tensor) and slot != self._slot_as_stored.get(value):
                     leaf = backend.resident(leaf, value.dtype)
                 self._bound[slot] = leaf
-        self.on_host = Counter(i.node.op.name for i in self.program if i.on_host)
+        whole = {  # a weight of which an op touches a few rows, as the embedding does, stays as it is
+            value.name: leaves[value.name]
+            for i in self.program
+            for value, operand in zip(i.node.inputs, i.node.op.inputs, strict=True)
+            if operand.dtype == "weight" and operand.name not in i.node.op.touches and value.name in leaves
+        }
+        self.weights = [leaf for leaf in whole.values() if isinstance(leaf, Tensor)]
 
     def _instructions(self, graph: Graph) -> list[Instruction]:
         kernels = {n.op: self._backend.kernel_of(n.op) for n in graph.nodes}
@@ -71,6 +76,9 @@ class LoopPlan:
         if not (on_host and value.dtype == "weight"):
             return self._slot[value]
         return self._slot_as_stored.setdefault(value, len(self._slot) + len(self._slot_as_stored))
+
+    def warm_up(self, progress: Progress) -> None:
+        self._backend.warm_up(progress(self.weights, "preparing weights"))
 
     def rebind(self, name: str, buffer: Buffer) -> None:
         self._bound[self.slot_of_leaf[name]] = buffer

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Observer
+from backends.base import Observer, Progress
 from ops.errors import ContextFullError, OptionError, TokenError
-from ops.tensor import Tensor
 
 from .checks import whole_number
 from .executor import Executor
@@ -39,7 +38,8 @@ class Context:
             for name, (i, shape) in model.caches().items()
         }
         self.warm_up_seconds = 0.0
-        self._executor = Executor(model.graph, model.placement, {**model.leaves, **self._caches})
+        sizes = {"T": min(self.n_batch, self.n_ctx), "U": 1}
+        self._executor = Executor(model.graph, model.placement, {**model.leaves, **self._caches}, sizes)
 
     @property
     def n_past(self) -> int:
@@ -89,23 +89,19 @@ class Context:
         """Bytes that the KV cache takes now; `Model.kv_bytes(n_ctx)` tells what it may grow to."""
         return self.model.kv_bytes(self._places)
 
-    def warm_up(self, progress: Callable[[list[Tensor]], Iterable[Tensor]] = lambda weights: weights) -> None:
-        """Bring the weights into the form they are computed in, which the first step would otherwise do.
+    def warm_up(self, progress: Progress = lambda items, told: items) -> None:
+        """Do now what the first step would do once: bring weights into the form they are computed in, compile kernels.
 
-        progress: wraps a list of weights, as tqdm does.
+        progress: wraps a list, as tqdm does, and is told what is done with its items.
         """
         began = perf_counter()
-        self._executor.warm_up(lambda weights: self._checking(progress(weights)))
+        self._executor.warm_up(lambda items, told: self._checking(progress(items, told)))
         self.warm_up_seconds += perf_counter() - began
 
-    def _checking(self, weights: Iterable[Tensor]) -> Iterator[Tensor]:
-        for weight in weights:
+    def _checking(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
             self.model.file.check()  # to touch what a file has lost would kill the process
-            yield weight
-
-    def on_host(self) -> dict[str, int]:
-        """Ops that the backend has no kernel for, and how many nodes of each."""
-        return dict(self._executor.on_host())
+            yield item
 
     def _step(self, batch: NDArray[np.int64], out_ids: NDArray[np.int64], observe: Observer | None) -> NDArray[np.float32]:
         self.model.file.check()

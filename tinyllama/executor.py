@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Backend, Buffer, Observer, Plan
+from backends.base import Backend, Buffer, Observer, Plan, Progress
 from ops.errors import BackendError, TinyLlamaError
 from ops.graph import Graph
 from ops.tensor import Tensor
@@ -20,12 +19,14 @@ from .offload import Placement
 class Executor:
     """A graph bound to weights and caches. Generation, tracing and profiling all go through `step`."""
 
-    def __init__(self, graph: Graph, placement: Placement, leaves: Mapping[str, Tensor | Buffer]) -> None:
-        self._weights = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+    def __init__(
+        self, graph: Graph, placement: Placement, leaves: Mapping[str, Tensor | Buffer], sizes: Mapping[str, int]
+    ) -> None:
+        """sizes: of the largest step to expect, T tokens and U rows of logits."""
         self._segments: list[tuple[Backend, Graph, Plan]] = []
         for backend, nodes in placement.runs(graph):
             part = graph.part(nodes)
-            plan = backend.compile(part, {name: leaves[name] for name in part.leaves if name in leaves})
+            plan = backend.compile(part, {name: leaves[name] for name in part.leaves if name in leaves}, sizes)
             self._segments.append((backend, part, plan))
         self._outputs = [v.name for v in graph.outputs]
         self._inputs = [[name for name in part.leaves if name not in leaves] for _, part, _ in self._segments]
@@ -52,17 +53,7 @@ class Executor:
                     raise BackendError(f"backend '{backend.name}' failed in a step: {told}") from error
         return [values[name] for name in self._outputs]
 
-    def warm_up(self, progress: Callable[[list[Tensor]], Iterable[Tensor]]) -> None:
-        """Let each backend bring its weights into the form it computes in. `progress` wraps the list of them, as tqdm does."""
-        for backend, part, _ in self._segments:
-            whole = {  # a weight of which an op touches a few rows, as the embedding does, stays as it is
-                value.name: self._weights[value.name]
-                for node in part.nodes
-                for value, operand in zip(node.inputs, node.op.inputs, strict=True)
-                if operand.dtype == "weight" and operand.name not in node.op.touches
-            }
-            backend.warm_up(progress(list(whole.values())))
-
-    def on_host(self) -> Counter[str]:
-        """Ops that ran by their formula on the host for want of a kernel, and how many nodes of each."""
-        return sum((plan.on_host for _, _, plan in self._segments), Counter())
+    def warm_up(self, progress: Progress) -> None:
+        """Let each backend do now what its first step would do once."""
+        for _, _, plan in self._segments:
+            plan.warm_up(progress)

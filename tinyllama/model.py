@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Backend, Observer, Options
+from backends.base import Backend, Coverage, Observer, Options
 from backends.registry import get_backend
 from ops.errors import OptionError
 from ops.graph import Graph
@@ -155,6 +155,11 @@ class Model:
     def fused_graph(self) -> Graph:
         """The graph as the backend runs it."""
         return self.backend.fused(self.graph)
+
+    def coverage(self) -> Coverage:
+        """How the nodes of the graph are computed: by a backend's kernel, decomposed, or on the host."""
+        parts = (backend.coverage(self.graph.part(nodes)) for backend, nodes in self.placement.runs(self.graph))
+        return sum(parts, Coverage())
 
     def caches(self) -> dict[str, tuple[int, tuple[int, ...]]]:
         """The graph's caches: leaf's name -> (layer, shape of one place)."""

@@ -59,7 +59,7 @@ def timings_summary(generation: Generation) -> str:
     lines = [""]
     if generation.stop_reason == "context":
         lines.append(f"stopped: the context is full (n_ctx = {context.n_ctx}); -c sets a longer one")
-    if on_host := context.on_host():
+    if on_host := context.model.coverage().on_host:
         lines.append("on the host, for want of a kernel: " + ", ".join(f"{op} x{n}" for op, n in on_host.items()))
     lines += [
         f"load time   = {context.model.load_seconds + context.warm_up_seconds:8.2f} s",

@@ -62,7 +62,7 @@ class Numpy(Backend):
     def describe(self) -> str:
         return f"numpy {np.__version__}, {self.threads.n} threads, weights in float32"
 
-    def compile(self, graph: Graph, leaves: Mapping[str, Tensor | Buffer]) -> Plan:
+    def compile(self, graph: Graph, leaves: Mapping[str, Tensor | Buffer], sizes: Mapping[str, int] | None = None) -> Plan:
         return WavefrontPlan(self, graph, leaves, self.threads)
 
     @kernel(ops.matmul)

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def warm_up(context: Context) -> None:
-    """Prepare the model's weights, with a bar if it takes more than half a second."""
+    """Prepare weights and kernels, with a bar for what takes more than half a second."""
     from tqdm import tqdm
 
-    context.warm_up(lambda weights: tqdm(weights, "preparing weights", disable=None, delay=0.5, leave=False, unit=""))
+    context.warm_up(lambda items, told: tqdm(items, told, disable=None, delay=0.5, leave=False, unit=""))
 
 
 def prompt_bar(n_tokens: int) -> Callable[[int], object]:
