@@ -214,6 +214,10 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until all that was launched has finished."""
 
+    def launched(self) -> tuple[int, float]:
+        """Kernels launched so far, and the seconds that this took on the host; (0, 0.0) where nothing is launched."""
+        return 0, 0.0
+
     def describe(self) -> str:
         """One line for the load summary: what this backend runs on."""
         return "numpy, formula by formula"

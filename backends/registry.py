@@ -10,7 +10,12 @@ from ops.errors import BackendError, TinyLlamaError
 from .base import Backend, Options
 
 GROUP = "tinyllama.backends"
-OURS = {"numpy": "backends.numpy:Numpy", "reference": "backends.base:Backend"}
+OURS = {
+    "numpy": "backends.numpy:Numpy",
+    "opencl": "backends.opencl:OpenCL",
+    "cupy": "backends.cupy:CuPy",
+    "reference": "backends.base:Backend",
+}
 
 
 def known_backends() -> dict[str, str]:

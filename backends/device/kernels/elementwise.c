@@ -1,0 +1,24 @@
+// One number in, one number out. A work-group takes CHUNK neighbours, its lanes every LANES-th of them.
+
+#define FOR_EACH(i, n) \
+    for (int i = GROUP(0) * CHUNK + LANE, end = min(n, (GROUP(0) + 1) * CHUNK); i < end; i += LANES)
+
+KERNEL void add(GLOBAL const float* a, GLOBAL const float* b, GLOBAL float* y, int size) {
+    FOR_EACH(i, size) y[i] = a[i] + b[i];
+}
+
+KERNEL void mul(GLOBAL const float* a, GLOBAL const float* b, GLOBAL float* y, int size) {
+    FOR_EACH(i, size) y[i] = a[i] * b[i];
+}
+
+KERNEL void add_bias(GLOBAL const float* x, GLOBAL const float* bias, GLOBAL float* y, int size, int n) {
+    FOR_EACH(i, size) y[i] = x[i] + bias[i % n];
+}
+
+KERNEL void silu(GLOBAL const float* x, GLOBAL float* y, int size) {
+    FOR_EACH(i, size) y[i] = x[i] / (1 + exp(-x[i]));
+}
+
+KERNEL void swiglu(GLOBAL const float* gate, GLOBAL const float* up, GLOBAL float* y, int size) {
+    FOR_EACH(i, size) y[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
+}

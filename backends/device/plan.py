@@ -1,0 +1,205 @@
+"""A graph prepared for a device: buffers planned by lifetime, arguments bound once, one list of launches a step.
+
+What differs from step to step lies in a few small buffers: the tokens, their positions, the rows whose logits are wanted.
+Kernels read them there. So the launches for one token are always the same ones, and are bound, or captured, a single time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ops.graph import Graph, Node, Value
+from ops.tensor import Tensor
+
+from ..base import Buffer, Event, Observer, Progress
+from .array import DeviceArray, DeviceWeight
+from .launch import Launch
+from .lifetimes import Lifetime, Shared, share
+from .runtime import Memory
+
+if TYPE_CHECKING:
+    from .backend import DeviceBackend
+
+Sizes = Mapping[str, int]
+Arrays = dict[Value, DeviceArray | DeviceWeight]
+
+
+@dataclass(frozen=True)
+class Program:
+    """The launches for steps of one size. `each` runs node by node, for an observer."""
+
+    arrays: Arrays
+    run: Callable[[], None] | None
+    each: list[tuple[Node, Callable[[], None]]]
+
+
+class DevicePlan:
+    def __init__(self, backend: DeviceBackend, graph: Graph, leaves: Mapping[str, Tensor | Buffer], sizes: Sizes) -> None:
+        self._backend, self._runtime, self._graph = backend, backend.runtime, graph
+        self._inputs = {name: v for name, v in graph.leaves.items() if name not in leaves}
+        self._caches = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, DeviceArray)}
+        self._tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+        self._resident: Arrays = {}
+        # the sizes of values between nodes do not depend on S, unless attention runs in parts
+        self._needs_seen = any("S" in v.shape for v in _own_values(graph, self._inputs.values()))
+        self._largest = {"T": 1, "U": 1, **sizes}
+        self._shared = scratch(graph, list(self._inputs.values()), self._largest)
+        self._buffers: list[Memory] = [self._runtime.allocate(n) for n in self._shared.sizes]
+        self._programs: dict[tuple[Any, ...], Program] = {}
+
+    def rebind(self, name: str, buffer: Buffer) -> None:
+        self._caches[name] = buffer
+        self._programs.clear()
+
+    def warm_up(self, progress: Progress) -> None:
+        """Bring the weights to the device, and compile each kernel that steps of one token and of many will want."""
+        self._bring_weights(progress)
+        new: dict[tuple[Any, ...], Launch] = {}
+        for n_tokens in {1, self._largest["T"]}:
+            sizes = {**self._largest, "T": n_tokens, "S": n_tokens}
+            spare = {  # a launch writes where its arguments say: not into a cache that is in use
+                name: self._backend.allocate((n_tokens, *c.shape[1:]), c.dtype) for name, c in self._caches.items()
+            }
+            arrays = self._arrays(sizes, {**self._caches, **spare})
+            for name, value in self._inputs.items():
+                if value.dtype == "int":
+                    shape = arrays[value].shape
+                    self._write(arrays[value], np.arange(n_tokens) if name == "positions" else np.zeros(shape))
+            for node in self._graph.nodes:
+                for launch in self._launches(node, arrays):
+                    if not self._runtime.is_compiled(launch):
+                        new.setdefault((launch.program, launch.kernel, launch.group_size), launch)
+        for launch in progress(list(new.values()), "compiling kernels"):
+            self._runtime.prepare([launch])()
+            self._runtime.finish()
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
+        program = self._program(self._sizes(inputs), observe is not None)
+        for name, array in inputs.items():
+            self._write(program.arrays[self._inputs[name]], array)
+        try:
+            if observe is None and program.run:
+                program.run()
+            for node, run in program.each if observe else ():
+                self._observed(node, run, program.arrays, observe)  # type: ignore[arg-type]
+        except BaseException:
+            self._runtime.finish()  # nothing may run on that the caller thinks is over
+            raise
+        return [program.arrays[v] for v in self._graph.outputs]
+
+    def _observed(self, node: Node, run: Callable[[], None], arrays: Arrays, observe: Observer) -> None:
+        began = perf_counter()
+        run()
+        self._runtime.finish()
+        seconds = perf_counter() - began
+        operands: list[Any] = [arrays[v] for v in node.inputs]
+        observe(Event(node, operands, arrays[node.output], seconds, self._backend, on_host=False))
+
+    def _sizes(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+        """What the letters stand for in this step. S is what the last token sees."""
+        sizes = {
+            dim: size
+            for name, array in inputs.items()
+            for dim, size in zip(self._inputs[name].shape, array.shape, strict=True)
+            if isinstance(dim, str)
+        }
+        if "positions" in inputs:
+            sizes.setdefault("S", int(inputs["positions"][-1]) + 1)
+        return sizes
+
+    def _program(self, sizes: dict[str, int], observed: bool) -> Program:
+        if not (observed or self._needs_seen):
+            sizes = {dim: size for dim, size in sizes.items() if dim != "S"}
+        key = (observed, *sorted(sizes.items()))
+        if key not in self._programs:
+            self._bring_weights(lambda items, told: items)
+            self._make_room(sizes)
+            for old in [k for k, p in self._programs.items() if not _is_decode(k)]:  # of other lengths only the last one stays
+                del self._programs[old]
+            arrays = self._arrays(sizes, self._caches)
+            by_node = [(node, self._launches(node, arrays)) for node in self._graph.nodes]
+            if observed:
+                program = Program(arrays, None, [(node, self._runtime.prepare(todo)) for node, todo in by_node])
+            else:
+                program = Program(arrays, self._runtime.prepare([launch for _, todo in by_node for launch in todo]), [])
+            self._programs[key] = program
+        return self._programs[key]
+
+    def _bring_weights(self, progress: Progress) -> None:
+        missing = [v for name, v in self._graph.leaves.items() if name in self._tensors and v not in self._resident]
+        for value in progress(missing, "bringing weights to the device"):
+            self._resident[value] = self._backend.resident(self._tensors[value.name], value.dtype)
+
+    def _make_room(self, sizes: Sizes) -> None:
+        """Wider buffers, if this step is larger than any that was expected."""
+        if all(sizes.get(dim, 0) <= self._largest.get(dim, 0) for dim in sizes):
+            return
+        largest = {dim: max(sizes.get(dim, 0), self._largest.get(dim, 0)) for dim in {*sizes, *self._largest}}
+        if "S" in largest:  # it grows with every token: not each of them should come here
+            largest["S"] = -(-largest["S"] // 256) * 256
+        self._programs.clear()
+        self._buffers.clear()  # before the new ones: both may not fit
+        self._largest = {}  # if memory runs out now, the next step comes here again
+        self._shared = scratch(self._graph, list(self._inputs.values()), largest)
+        self._buffers = [self._runtime.allocate(n) for n in self._shared.sizes]
+        self._largest = largest
+
+    def _arrays(self, sizes: Sizes, caches: Mapping[str, DeviceArray]) -> Arrays:
+        """Every value's array for a step of these sizes."""
+        leaves = self._graph.leaves
+        arrays: Arrays = {**self._resident, **{leaves[name]: cache for name, cache in caches.items() if name in leaves}}
+        own = zip(_own_values(self._graph, self._inputs.values()), self._shared.buffer_of, strict=True)
+        for value, buffer in own:
+            dtype = np.dtype(np.int32 if value.dtype == "int" else np.float32)
+            arrays[value] = DeviceArray(self._buffers[buffer], _shape(value, sizes), dtype)
+        for node in self._graph.nodes:
+            if node.op.view_of:
+                arrays[node.output] = arrays[_viewed(node)].seen_as(_shape(node.output, sizes))  # type: ignore[union-attr]
+        return arrays
+
+    def _launches(self, node: Node, arrays: Arrays) -> list[Launch]:
+        operands = [arrays[v] for v in node.inputs]
+        return self._backend.launches(node.op, operands, arrays[node.output], node.attrs)  # type: ignore[arg-type]
+
+    def _write(self, target: DeviceArray | DeviceWeight, array: NDArray[Any]) -> None:
+        assert isinstance(target, DeviceArray)
+        self._runtime.write(target.memory, np.ascontiguousarray(array, target.dtype))
+
+
+def scratch(graph: Graph, inputs: Sequence[Value], sizes: Sizes) -> Shared:
+    """Buffers for a step's inputs and for what its nodes make."""
+    moment = {n.output: i for i, n in enumerate(graph.nodes)}
+    root = {v: v for v in graph.leaves.values()}
+    for node in graph.nodes:
+        root[node.output] = root[_viewed(node)] if node.op.view_of else node.output
+    last_use = {root[v]: i for i, n in enumerate(graph.nodes) for v in n.inputs}
+    last_use |= {root[v]: len(graph.nodes) for v in graph.outputs}
+    known = {"S": sizes.get("T", 1), **sizes}
+    values = _own_values(graph, inputs)
+    return share(
+        [Lifetime(4 * int(np.prod(_shape(v, known))), moment.get(v, 0), last_use.get(v, moment.get(v, 0))) for v in values]
+    )
+
+
+def _own_values(graph: Graph, inputs: Sequence[Value] | Any) -> list[Value]:
+    """The values that need memory of the plan's: inputs, and results that are no views."""
+    return [*inputs, *(n.output for n in graph.nodes if not n.op.view_of)]
+
+
+def _viewed(node: Node) -> Value:
+    return next(v for v, o in zip(node.inputs, node.op.inputs, strict=True) if o.name == node.op.view_of)
+
+
+def _shape(value: Value, sizes: Sizes) -> tuple[int, ...]:
+    """A value's shape in a step. A size that the step does not tell stays a letter: no launch may depend on it."""
+    return tuple(cast(int, sizes.get(d, d)) if isinstance(d, str) else d for d in value.shape)  # type: ignore[call-overload]
+
+
+def _is_decode(key: tuple[Any, ...]) -> bool:
+    return key[0] is False and dict(key[1:]).get("T") == 1 and "S" not in dict(key[1:])

@@ -1,0 +1,154 @@
+"""What OpenCL and CUDA each have to provide, and no more: memory, copies, kernels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ops.errors import BackendError
+
+if TYPE_CHECKING:
+    from .launch import Launch
+
+Bytes = NDArray[np.uint8]
+MANY = 256  # freed buffers that may wait for the device
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a device can do, asked of its driver."""
+
+    name: str
+    kind: Literal["cpu", "gpu"]  # a CPU wants a work-group of one work-item that does much; a GPU many that do little
+    group_size: int  # work-items of a group at most
+    local_memory: int  # bytes that a work-group may share
+    allocation: int  # bytes of the largest single buffer
+    memory: int  # bytes that may be used in all
+
+
+class Memory:
+    """A buffer of the device. It is counted until it is let go, and let go when the device is done with it."""
+
+    def __init__(self, runtime: Runtime, handle: Any, nbytes: int) -> None:
+        self.runtime, self.handle, self.nbytes = runtime, handle, nbytes
+
+    def __del__(self) -> None:
+        self.runtime.let_go(self)
+
+
+class Runtime(ABC):
+    """One device with one queue, in which things happen in order. Used by several threads."""
+
+    limits: Limits
+
+    def __init__(self) -> None:
+        self.launched, self.launch_seconds = 0, 0.0  # kernels, and what it took the host to launch them
+        self._used = 0
+        self._lock = RLock()  # also taken by Memory.__del__, which may run anywhere
+        self._let_go: deque[tuple[Any, int]] = deque()  # buffers nobody holds, which running kernels may still use
+
+    # Memory
+
+    def allocate(self, nbytes: int) -> Memory:
+        """A buffer of undefined content. BackendError if the device, or what the user allows of it, is full."""
+        return self._made(nbytes, lambda: self._allocate(max(nbytes, 1)))
+
+    def upload(self, data: Bytes) -> Memory:
+        """A buffer with this content: the array's own memory where device and host share it, else a copy.
+
+        The array must not change while the buffer lives.
+        """
+        return self._made(data.nbytes, lambda: self._upload(data))
+
+    def used(self) -> int:
+        """Bytes of all buffers that are alive."""
+        if self._let_go:
+            self.finish()
+        return self._used
+
+    def let_go(self, memory: Memory) -> None:
+        with self._lock:
+            self._let_go.append((memory.handle, memory.nbytes))
+
+    def _made(self, nbytes: int, make: Callable[[], Any]) -> Memory:
+        if len(self._let_go) > MANY or self._used + nbytes > self.limits.memory:
+            self.finish()
+        with self._lock:
+            free = self.limits.memory - self._used
+            if nbytes > free:
+                raise self.full(nbytes, free)
+            self._used += nbytes
+        try:
+            return Memory(self, make(), nbytes)
+        except BaseException:
+            with self._lock:
+                self._used -= nbytes
+            raise
+
+    def full(self, nbytes: int, free: int) -> BackendError:
+        """The error of a device without memory for one more buffer."""
+        return BackendError(
+            f"out of memory on {self.limits.name}: {nbytes / 2**20:.1f} MiB more are needed and {max(free, 0) / 2**20:.1f} MiB "
+            "are free: use fewer layers (-ngl), a shorter context (-c), or smaller batches (-b)"
+        )
+
+    def finish(self) -> None:
+        """Wait until the device has done all it was told."""
+        with self._lock:
+            waiting = len(self._let_go)
+        self._finish()
+        with self._lock:
+            for _ in range(waiting):
+                handle, nbytes = self._let_go.popleft()
+                self._used -= nbytes
+                del handle
+
+    @abstractmethod
+    def _allocate(self, nbytes: int) -> Any:
+        """The driver's buffer."""
+
+    @abstractmethod
+    def _upload(self, data: Bytes) -> Any:
+        """The driver's buffer with this content, C-contiguous."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Wait for the queue."""
+
+    # Copies
+
+    @abstractmethod
+    def write(self, memory: Memory, array: NDArray[Any]) -> None:
+        """Copy a contiguous array to the beginning of a buffer; it may change when this returns."""
+
+    @abstractmethod
+    def read(self, memory: Memory, array: NDArray[Any]) -> None:
+        """Fill a contiguous array from the beginning of a buffer, after all that was launched before."""
+
+    @abstractmethod
+    def copy(self, target: Memory, source: Memory, nbytes: int) -> None:
+        """Copy the first bytes from one buffer to another."""
+
+    @abstractmethod
+    def clear(self, memory: Memory) -> None:
+        """Fill a buffer with zeros."""
+
+    # Kernels
+
+    @abstractmethod
+    def prepare(self, launches: Sequence[Launch]) -> Callable[[], None]:
+        """Compile what is new, bind the arguments once: what comes back launches all of them, in their order.
+
+        The launches' buffers stay alive as long as it does. CUDA captures them in a graph.
+        """
+
+    @abstractmethod
+    def is_compiled(self, launch: Launch) -> bool:
+        """Has its kernel been built and run in this process?"""

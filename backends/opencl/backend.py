@@ -1,0 +1,24 @@
+"""OpenCL: on PoCL any CPU is a device; GPUs and others through their vendors' drivers."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ..base import Device, Options
+from ..device import DeviceBackend
+from .devices import chosen, found, limits, told, with_threads
+
+
+class OpenCL(DeviceBackend):
+    name: ClassVar[str] = "opencl"
+
+    def __init__(self, options: Options | None = None) -> None:
+        options = options or Options()
+        device = with_threads(chosen(options.device), options.n_threads)
+        from .runtime import OpenCLRuntime  # here: it needs pyopencl, of which `chosen` has told if it is missing
+
+        super().__init__(OpenCLRuntime(device, limits(device, options)), options)
+
+    @classmethod
+    def devices(cls) -> list[Device]:
+        return [told(device) for device in found()]

@@ -1,0 +1,173 @@
+"""OpenCL as pyopencl gives it: one context, one queue, programs by their source."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+from numpy.typing import NDArray
+
+from ops.errors import BackendError
+
+from ..device.launch import Launch
+from ..device.runtime import Limits, Memory, Runtime
+from ..device.sources import source
+
+OPTIONS = ["-cl-mad-enable", "-cl-std=CL1.2"]  # a * b + c may be one instruction; nothing else may be rounded differently
+LOST = {cl.status_code.DEVICE_NOT_AVAILABLE, cl.status_code.INVALID_COMMAND_QUEUE, cl.status_code.INVALID_CONTEXT}
+FULL = {cl.status_code.MEM_OBJECT_ALLOCATION_FAILURE, cl.status_code.OUT_OF_RESOURCES, cl.status_code.OUT_OF_HOST_MEMORY}
+
+
+class OpenCLRuntime(Runtime):
+    def __init__(self, device: cl.Device, limits: Limits, context: cl.Context | None = None) -> None:
+        super().__init__()
+        self.limits = limits
+        self._context = context or cl.Context([device])
+        self._queue = cl.CommandQueue(self._context, device)
+        self._shares_memory = bool(device.host_unified_memory)
+        self._programs: dict[tuple[Any, ...], cl.Program] = {}
+        self._ran: set[tuple[Any, ...]] = set()
+        self._spare: dict[tuple[Any, ...], deque[cl.Kernel]] = defaultdict(deque)  # not bound to anything now
+
+    # Memory
+
+    def _allocate(self, nbytes: int) -> cl.Buffer:
+        if nbytes > self.limits.allocation:
+            raise BackendError(
+                f"a buffer of {nbytes / 2**20:.1f} MiB is more than {self.limits.name} gives at once "
+                f"({self.limits.allocation / 2**20:.1f} MiB): use a shorter context (-c) or smaller batches (-b)"
+            )
+        with self._told(nbytes):
+            return cl.Buffer(self._context, cl.mem_flags.READ_WRITE, nbytes)
+
+    def _upload(self, data: NDArray[np.uint8]) -> cl.Buffer:
+        how = cl.mem_flags.USE_HOST_PTR if self._shares_memory else cl.mem_flags.COPY_HOST_PTR
+        with self._told(data.nbytes):
+            return cl.Buffer(self._context, cl.mem_flags.READ_ONLY | how, hostbuf=data)
+
+    def _finish(self) -> None:
+        with self._told():
+            self._queue.finish()
+
+    # Copies
+
+    def write(self, memory: Memory, array: NDArray[Any]) -> None:
+        if array.nbytes:
+            with self._told():
+                cl.enqueue_copy(self._queue, memory.handle, array, is_blocking=True)
+
+    def read(self, memory: Memory, array: NDArray[Any]) -> None:
+        if array.nbytes:
+            with self._told():
+                cl.enqueue_copy(self._queue, array, memory.handle, is_blocking=True)
+
+    def copy(self, target: Memory, source: Memory, nbytes: int) -> None:
+        if nbytes:
+            with self._told():
+                cl.enqueue_copy(self._queue, target.handle, source.handle, byte_count=nbytes)
+            self.finish()
+
+    def clear(self, memory: Memory) -> None:
+        if memory.nbytes:
+            with self._told():
+                cl.enqueue_fill_buffer(self._queue, memory.handle, np.uint8(0), 0, memory.nbytes)
+
+    # Kernels
+
+    def prepare(self, launches: Sequence[Launch]) -> Callable[[], None]:
+        return Bound(self, [(launch, self._kernel(launch)) for launch in launches])
+
+    def is_compiled(self, launch: Launch) -> bool:
+        return (launch.program, launch.kernel, launch.group_size) in self._ran
+
+    def _kernel(self, launch: Launch) -> cl.Kernel:
+        """A kernel object of our own, since arguments belong to it; an unused one if there is one."""
+        if launch.group_size > self.limits.group_size or launch.local_bytes > self.limits.local_memory:
+            raise BackendError(
+                f"{self.limits.name} has {self.limits.local_memory} bytes of local memory and {self.limits.group_size} "
+                f"work-items a group, but kernel {launch.kernel} needs {launch.local_bytes} and {launch.group_size}: "
+                "choose another device (--device)"
+            )
+        try:
+            return self._spare[launch.program, launch.kernel].popleft()
+        except IndexError:
+            return cl.Kernel(self._program(launch), launch.kernel)
+
+    def _program(self, launch: Launch) -> cl.Program:
+        with self._lock:
+            if (program := self._programs.get(launch.program)) is None:
+                text = source("opencl", launch.source, launch.defines)
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", cl.CompilerWarning)
+                        program = cl.Program(self._context, text).build(OPTIONS)
+                except cl.RuntimeError as error:
+                    raise BackendError(
+                        f"kernel {launch.kernel} ({launch.source}) does not compile on {self.limits.name}: {_first(error)}: "
+                        "update its driver, or choose another device (--device)"
+                    ) from error
+                self._programs[launch.program] = program
+            return program
+
+    def run(self, bound: list[tuple[cl.Kernel, tuple[int, ...], tuple[int, ...]]]) -> None:
+        began = perf_counter()
+        with self._told():
+            for kernel, size, group in bound:
+                cl.enqueue_nd_range_kernel(self._queue, kernel, size, group)
+            self._queue.flush()
+        with self._lock:
+            self.launched += len(bound)
+            self.launch_seconds += perf_counter() - began
+
+    @contextmanager
+    def _told(self, nbytes: int = 0) -> Iterator[None]:
+        """A driver's error as a sentence."""
+        try:
+            yield
+        except (cl.RuntimeError, cl.LogicError, cl.MemoryError) as error:
+            if error.code in FULL:
+                raise self.full(nbytes, self.limits.memory - self._used) from error
+            if error.code in LOST:
+                raise BackendError(
+                    f"{self.limits.name} was lost ({_first(error)}): load the model anew, or on another device (--device)"
+                ) from error
+            raise BackendError(f"{self.limits.name} failed: {_first(error)}") from error
+
+
+class Bound:
+    """Launches with their arguments set. It keeps the buffers alive, which kernels of some drivers do not."""
+
+    def __init__(self, runtime: OpenCLRuntime, launches: list[tuple[Launch, cl.Kernel]]) -> None:
+        self._runtime, self._launches = runtime, launches
+        self._calls = []
+        for launch, kernel in launches:
+            kernel.set_args(*map(_argument, launch.args))
+            first, *more = launch.groups
+            rest = (1,) * len(more)
+            self._calls.append((kernel, (first * launch.group_size, *more), (launch.group_size, *rest)))
+
+    def __call__(self) -> None:
+        self._runtime.run(self._calls)
+        self._runtime._ran.update((launch.program, launch.kernel, launch.group_size) for launch, _ in self._launches)
+
+    def __del__(self) -> None:
+        for launch, kernel in self._launches:
+            self._runtime._spare[launch.program, launch.kernel].append(kernel)
+
+
+def _argument(x: Memory | int | float) -> Any:
+    if isinstance(x, Memory):
+        return x.handle
+    return np.int32(x) if isinstance(x, int) else np.float32(x)
+
+
+def _first(error: Exception) -> str:
+    """A driver's message in one line: the compiler's first error, if that is what it is about."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "error:" in line), lines[0] if lines else type(error).__name__)[:300]
