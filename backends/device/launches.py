@@ -18,6 +18,7 @@ from .launch import Launch, lanes, launches
 from .runtime import Limits
 
 CHUNK = 1024  # numbers that a work-group of an elementwise kernel takes
+QUERIES = {"cpu": 8, "gpu": 4}  # that a work-group of attention takes at once, as many as have room in registers
 
 
 def _elementwise(limits: Limits, kernel: str, *arrays: DeviceArray, more: tuple[int, ...] = ()) -> Iterator[Launch]:
@@ -126,14 +127,22 @@ def attention(
     n_tokens, h, d = q.shape
     k, e = values.shape[1:]
     n_lanes = lanes(limits, 64)
+    queries = QUERIES[limits.kind] if 2 * n_tokens > QUERIES[limits.kind] else 1  # two kernels to compile and no more
     yield Launch(
         source="attention.c",
         kernel="attention",
-        args=(q.memory, keys.memory, values.memory, positions.memory, y.memory, h, k, float(scale)),
-        groups=(h, n_tokens),
+        args=(q.memory, keys.memory, values.memory, positions.memory, y.memory, n_tokens, h, k, float(scale)),
+        groups=(h, -(-n_tokens // queries)),
         group_size=n_lanes,
-        defines={"LANES": n_lanes, "HEAD_K": d, "HEAD_V": e, "HALF_K": _is_half(keys), "HALF_V": _is_half(values)},
-        local_bytes=4 * 64,
+        defines={
+            "LANES": n_lanes,
+            "QUERIES": queries,
+            "HEAD_K": d,
+            "HEAD_V": e,
+            "HALF_K": _is_half(keys),
+            "HALF_V": _is_half(values),
+        },
+        local_bytes=4 * queries * (d + 64),
     )
 
 

@@ -198,7 +198,7 @@ def _viewed(node: Node) -> Value:
 
 def _shape(value: Value, sizes: Sizes) -> tuple[int, ...]:
     """A value's shape in a step. A size that the step does not tell stays a letter: no launch may depend on it."""
-    return tuple(cast(int, sizes.get(d, d)) if isinstance(d, str) else d for d in value.shape)  # type: ignore[call-overload]
+    return tuple(cast(int, sizes.get(d, d)) if isinstance(d, str) else d for d in value.shape)
 
 
 def _is_decode(key: tuple[Any, ...]) -> bool:

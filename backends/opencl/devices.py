@@ -59,7 +59,7 @@ def chosen(wanted: str | None) -> Any:
     if wanted.isdigit():
         if int(wanted) < len(devices):
             return devices[int(wanted)]
-    elif matching := [d for d, name in zip(devices, names, strict=True) if wanted.lower() in name.lower()]:
+    elif wanted and (matching := [d for d, name in zip(devices, names, strict=True) if wanted.lower() in name.lower()]):
         return matching[0]
     listed = ", ".join(f"{i}: {name}" for i, name in enumerate(names))
     raise BackendError(f"no OpenCL device '{wanted}': there are {listed}; `tinyllama devices` shows them")

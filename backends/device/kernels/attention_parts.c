@@ -37,7 +37,7 @@ KERNEL void softmax(GLOBAL const float* x, GLOBAL float* y, int S) {
     y += (size_t)GROUP(0) * S;
 
     float largest = -INFINITY;
-    for (int s = 0; s < S; s++) largest = fmax(largest, x[s]);
+    for (int s = 0; s < S; s++) largest = x[s] > largest ? x[s] : largest;
     float part[16] = {0};
     for (int s = LANE; s < S; s += LANES) {
         y[s] = exp(x[s] - largest);

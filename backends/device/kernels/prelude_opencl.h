@@ -17,6 +17,7 @@
 #define GROUP(axis) ((int)get_group_id(axis))
 #define N_GROUPS(axis) ((int)get_num_groups(axis))
 #define LANE ((int)get_local_id(0))
+#define UNROLL _Pragma("unroll")
 
 // as_float, as_uint, mul_hi, exp, sin, cos, sqrt, fmax, min are OpenCL's own.
 

@@ -1,0 +1,228 @@
+"""What OpenCL and CUDA share, run on whatever OpenCL device is here: lifetimes, memory, and what goes wrong on a device."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ops
+from backends import Options, get_backend
+from backends.device import sources
+from backends.device.lifetimes import Lifetime, share
+from ops.errors import BackendError
+from ops.graph import Graph
+from ops.tensor import Tensor
+
+cl = pytest.importorskip("pyopencl", reason="pyopencl is not installed: pip install -e '.[opencl]'")
+
+from backends.opencl import OpenCL  # noqa: E402
+
+
+@pytest.fixture
+def backend() -> OpenCL:
+    return OpenCL()
+
+
+def tensor(values: np.ndarray) -> Tensor:
+    stored = np.ascontiguousarray(values, np.float32)
+    return Tensor("w", values.shape, ops.FORMATS["F32"], stored.view(np.uint8))
+
+
+def small_graph() -> Graph:
+    graph = Graph()
+    x, w = graph.leaf("x", ("T", 8)), graph.leaf("w", (8, 8), "weight")
+    h = ops.silu(ops.matmul(x, w))
+    graph.outputs = [ops.add(ops.silu(ops.silu(h)), h)]
+    return graph
+
+
+# Buffers by lifetime
+
+
+@st.composite
+def lifetimes(draw: st.DrawFn) -> list[Lifetime]:
+    made = sorted(draw(st.lists(st.integers(0, 20), max_size=30)))
+    return [Lifetime(draw(st.integers(1, 1000)), m, m + draw(st.integers(0, 8))) for m in made]
+
+
+@given(lifetimes())
+def test_no_two_values_that_live_at_once_share_a_buffer(values):
+    shared = share(values)
+    for i, a in enumerate(values):
+        assert shared.sizes[shared.buffer_of[i]] >= a.nbytes
+        for j, b in enumerate(values[:i]):
+            apart = a.made > b.last_use or b.made > a.last_use
+            assert apart or shared.buffer_of[i] != shared.buffer_of[j]
+
+
+def test_a_long_chain_needs_two_buffers():
+    """Each node reads the value before it and makes the next: one buffer is read while the other is written."""
+    assert share([Lifetime(100, i, i + 1) for i in range(50)]).sizes == (100, 100)
+
+
+# A plan
+
+
+def test_a_plan_serves_steps_of_any_length_in_any_order(backend):
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((8, 8)).astype(np.float32)
+    plan = backend.compile(small_graph(), {"w": tensor(w)}, {"T": 4})
+    silu = ops.silu.formula
+    for n_tokens in (1, 4, 1, 3, 9, 1, 2, 9):  # 9 is more than was announced
+        x = rng.standard_normal((n_tokens, 8)).astype(np.float32)
+        h = silu(x.astype(np.float64) @ w.T)
+        # products of 8 terms and a few exponentials in float32, of numbers around 1: some roundings of 2^-24
+        np.testing.assert_allclose(backend.download(plan({"x": x})[0]), silu(silu(h)) + h, rtol=1e-5, atol=1e-5)
+
+
+def test_scratch_is_told_before_it_is_taken(backend):
+    graph, sizes = small_graph(), {"T": 64, "U": 1}
+    before, w = backend.memory_used(), tensor(np.eye(8))
+    plan = backend.compile(graph, {"w": w}, sizes)
+    plan({"x": np.ones((64, 8), np.float32)})
+    assert backend.memory_used() - before == backend.scratch_bytes(graph, sizes) + backend.resident_bytes(w, "weight")
+    del plan
+    assert backend.memory_used() - before == backend.resident_bytes(w, "weight")
+
+
+def test_a_plan_counts_its_launches(backend):
+    plan = backend.compile(small_graph(), {"w": tensor(np.eye(8))})
+    plan({"x": np.ones((1, 8), np.float32)})
+    (n, seconds), n_nodes = backend.launched(), len(small_graph().nodes)
+    plan({"x": np.ones((1, 8), np.float32)})
+    assert backend.launched()[0] - n == n_nodes
+    assert backend.launched()[1] > seconds
+
+
+# Weights
+
+
+def test_weights_lie_where_the_file_is_mapped(backend):
+    """Where the device shares the host's memory, the buffer is the array itself: what changes there is seen by the kernel."""
+    if not backend.runtime._shares_memory:
+        pytest.skip("this device has memory of its own")
+    w = np.eye(8, dtype=np.float32)
+    weight = backend.weight(Tensor("w", w.shape, ops.FORMATS["F32"], w.view(np.uint8)))
+    x = backend.upload(np.ones((1, 8), np.float32))
+    w[0] = 5
+    np.testing.assert_array_equal(backend.download(backend.kernel_of(ops.matmul)(x, weight))[0], [40, 1, 1, 1, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("rows_a_buffer", [1, 3, 8, 100])
+def test_a_weight_larger_than_a_buffer_may_be_lies_in_several(backend, rows_a_buffer):
+    rng = np.random.default_rng(0)
+    w, x = rng.standard_normal((8, 64)).astype(np.float32), rng.standard_normal((5, 64)).astype(np.float32)
+    limits = backend.runtime.limits
+    backend.runtime.limits = replace(limits, allocation=rows_a_buffer * 64 * 4)
+    weight = backend.weight(tensor(w))
+    backend.runtime.limits = limits
+    assert len(weight.parts) == -(-8 // rows_a_buffer)
+    y = backend.download(backend.kernel_of(ops.matmul)(backend.upload(x), weight))
+    np.testing.assert_allclose(y, x.astype(np.float64) @ w.T, atol=1e-5)  # sums of 64 products around 1, in float32
+    tokens = np.array([7, 0, 3, 3])
+    np.testing.assert_array_equal(backend.download(backend.kernel_of(ops.embedding)(backend.upload(tokens), weight)), w[tokens])
+
+
+def test_a_row_larger_than_any_buffer_is_told(backend):
+    backend.runtime.limits = replace(backend.runtime.limits, allocation=100)
+    with pytest.raises(BackendError, match=r"a row of w takes 256 bytes, but the largest buffer of .* has 100"):
+        backend.weight(tensor(np.ones((2, 64))))
+
+
+# What goes wrong
+
+
+def test_a_device_that_is_full_is_told(backend):
+    small = OpenCL(Options(device_memory=10_000))
+    kept = small.allocate((1000,), np.float32)
+    with pytest.raises(BackendError, match=r"out of memory on .*0\.1 MiB more are needed.*-ngl.*-c"):
+        small.allocate((20_000,), np.float32)
+    assert small.memory_free() == 6_000
+    del kept
+    assert small.memory_free() == 10_000
+
+
+def test_a_driver_that_is_out_of_memory_is_told(backend, monkeypatch):
+    def fail(*args, **kwargs):
+        raise cl.MemoryError(cl._cl._ErrorRecord("clCreateBuffer", cl.status_code.MEM_OBJECT_ALLOCATION_FAILURE, ""))
+
+    monkeypatch.setattr(cl, "Buffer", fail)
+    with pytest.raises(BackendError, match="out of memory on"):
+        backend.allocate((10,), np.float32)
+    assert backend.memory_used() == 0
+
+
+def test_a_lost_device_is_told(backend, monkeypatch):
+    plan = backend.compile(small_graph(), {"w": tensor(np.eye(8))})
+    plan({"x": np.ones((1, 8), np.float32)})
+
+    def fail(*args, **kwargs):
+        raise cl.RuntimeError(cl._cl._ErrorRecord("clEnqueueNDRangeKernel", cl.status_code.DEVICE_NOT_AVAILABLE, ""))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cl, "enqueue_nd_range_kernel", fail)
+        with pytest.raises(BackendError, match=r"was lost \(.*DEVICE_NOT_AVAILABLE.*\): load the model anew"):
+            plan({"x": np.ones((1, 8), np.float32)})
+    plan({"x": np.ones((1, 8), np.float32)})
+
+
+def test_a_kernel_that_does_not_compile_is_told(tmp_path, monkeypatch):
+    shutil.copytree(sources.KERNELS, tmp_path / "kernels")
+    broken = tmp_path / "kernels" / "rows.c"
+    broken.write_text(broken.read_text("utf-8") + "\nKERNEL void more(GLOBAL float* x) { x[0] = undeclared; }\n", "utf-8")
+    monkeypatch.setattr(sources, "KERNELS", tmp_path / "kernels")
+    sources._text.cache_clear()
+    backend = OpenCL()
+    try:
+        x = backend.upload(np.ones((2, 2), np.float32))
+        with pytest.raises(BackendError, match=r"get_rows \(rows\.c\) does not compile on .*undeclared.*--device") as told:
+            backend.kernel_of(ops.get_rows)(x, backend.upload(np.array([0])))
+        assert "\n" not in str(told.value)
+    finally:
+        sources._text.cache_clear()
+
+
+def test_a_device_without_enough_local_memory_is_told():
+    backend = OpenCL(Options(device_features="gpu"))
+    backend.runtime.limits = replace(backend.runtime.limits, local_memory=64)
+    x = backend.upload(np.ones((1, 64), np.float32))
+    with pytest.raises(BackendError, match=r"has 64 bytes of local memory .* but kernel rmsnorm needs 512 .*--device"):
+        backend.kernel_of(ops.rmsnorm)(x, x.seen_as((64,)), eps=1e-5)
+
+
+def test_a_device_with_small_groups_gets_smaller_ones():
+    backend = OpenCL(Options(device_features="gpu"))
+    backend.runtime.limits = replace(backend.runtime.limits, group_size=24)
+    x = np.linspace(-1, 1, 3 * 50, dtype=np.float32).reshape(3, 50)
+    y = backend.download(backend.kernel_of(ops.rmsnorm)(backend.upload(x), backend.upload(x[0]), eps=1e-5))
+    np.testing.assert_allclose(y, ops.rmsnorm(x.astype(np.float64), x[0], eps=1e-5), rtol=1e-5)  # sums of 50 squares
+
+
+def test_a_device_is_chosen_by_number_name_or_environment(monkeypatch):
+    name = OpenCL.devices()[0].name
+    assert OpenCL(Options(device="0")).runtime.limits.name == name
+    assert OpenCL(Options(device=name[:8].upper())).runtime.limits.name == name
+    monkeypatch.setenv("PYOPENCL_CTX", "0")
+    OpenCL()
+    for wrong in ("99", "no such device", ""):
+        with pytest.raises(BackendError, match=rf"no OpenCL device '{wrong}': there are 0: "):
+            OpenCL(Options(device=wrong))
+    monkeypatch.setenv("PYOPENCL_CTX", "nonsense")
+    with pytest.raises(BackendError, match="PYOPENCL_CTX='nonsense' names no device that is here"):
+        OpenCL()
+
+
+def test_threads_of_a_cpu_may_be_fewer():
+    backend = OpenCL(Options(n_threads=1))
+    x = np.ones((1, 8), np.float32)
+    np.testing.assert_array_equal(backend.download(backend.kernel_of(ops.add)(backend.upload(x), backend.upload(x))), 2 * x)
+
+
+def test_unknown_features_are_told():
+    with pytest.raises(BackendError, match="--device-features vax: opencl has kernels for 'cpu' and for 'gpu'"):
+        get_backend("opencl", Options(device_features="vax"))
