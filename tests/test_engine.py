@@ -12,12 +12,10 @@ import gguf
 import numpy as np
 import pytest
 
-from backends import Backend, Options
+from backends import Options
 from backends.numpy import Numpy
 from ops.errors import ContextFullError, FormatError, ModelError, OptionError, TokenError
 from tinyllama import Context, Model
-from tinyllama.executor import Executor
-from tinyllama.offload import Placement
 
 TINY = Path(__file__).parent / "data" / "tiny"
 TOKENS = [5, 70, 81, 12, 33, 9, 14, 2, 60]
@@ -94,29 +92,25 @@ def test_rewind_and_go_on(model):
             context.rewind(n)
 
 
-@pytest.mark.parametrize("cut", [0, 1, 2])
-def test_layers_may_live_on_different_backends(model, cut):
+@pytest.mark.parametrize(("layers", "parts"), [("0-1", 2), ("1", 2), ("output", 2), ("0", 3)])
+def test_layers_may_live_on_different_backends(model, layers, parts):
     """Activations cross at the border, each layer's cache lives with it, and nothing else changes."""
-    first, second = Numpy(Options(n_threads=4)), Backend()
-    layers = tuple(first if i < cut else second for i in range(model.config.n_layer))
-    split = Model(model.file, Numpy())
-    split.placement = Placement(first, layers, second)
+    numpy = Numpy(Options(n_threads=4))
+    split = Model.load(model.file.path, backend=numpy, layers=f"reference:{layers},numpy:input", n_ctx=600)
     tokens = TOKENS * 60  # long enough for numpy to cut the step into blocks
     truth = model.context(n_ctx=600).eval(tokens, "all")
-    context = split.context(n_ctx=600)
+    context = split.context()
     first_part = context.eval(tokens[:400], "all")
     # the second backend computes by formula: exp and sums in another order, in float32
     np.testing.assert_allclose(first_part, truth[:400], atol=1e-5 * np.abs(truth).max())
     np.testing.assert_allclose(context.eval(tokens[400:]), truth[-1], atol=1e-5 * np.abs(truth).max())
-    executor = Executor(model.graph, split.placement, model.leaves)
-    assert len(executor._segments) == (1 if cut == 0 else 2) + (cut == 0)
+    assert len(split.placement.runs(split.graph)) == parts
 
 
 def test_a_numpy_part_without_attention_takes_long_steps(model):
     """All layers on another backend: what is left is the embedding, and the output."""
-    ends, layers = Numpy(Options(n_threads=4)), Backend()
-    split = Model(model.file, ends)
-    split.placement = Placement(ends, (layers,) * model.config.n_layer, ends)
+    numpy = Numpy(Options(n_threads=4))
+    split = Model.load(model.file.path, backend=numpy, layers="reference:0-1,numpy:input,numpy:output")
     tokens = TOKENS * 60
     truth = model.context(n_ctx=600).eval(tokens)
     np.testing.assert_allclose(split.context(n_ctx=600).eval(tokens), truth, atol=1e-5 * np.abs(truth).max())  # as above

@@ -15,7 +15,9 @@ import numpy as np
 from backends.base import Observer
 
 from .context import Context
+from .kv_cache import TYPES
 from .model import Model
+from .offload import label
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,17 @@ def bench(
     samples_ts = [1e9 * (case.n_prompt + case.n_gen) / ns for ns in samples_ns]
     return {
         "cpu_info": _cpu_name(),
-        "backends": model.backend.name,
+        "backends": ",".join(dict.fromkeys(backend.name for backend in model.placement.backends)),
+        "devices": ",".join(label(backend) for backend in model.placement.devices),
         "model_filename": str(model.file.path),
         "model_type": f"{model.config.arch} {model.config.ftype}",
         "model_size": model.file.nbytes,
         "model_n_params": model.file.n_params,
         "n_batch": n_batch,
         "n_threads": model.backend.n_threads,
-        "n_gpu_layers": 0,
+        "type_k": _types(model, "cache_k"),
+        "type_v": _types(model, "cache_v"),
+        "n_gpu_layers": sum(model.placement.count(device) for device in model.placement.devices),
         "n_prompt": case.n_prompt,
         "n_gen": case.n_gen,
         "n_depth": case.n_depth,
@@ -97,6 +102,12 @@ def bench(
         "samples_ns": samples_ns,
         "samples_ts": samples_ts,
     }
+
+
+def _types(model: Model, kind: str) -> str:
+    """What the caches of keys or of values are kept in, by llama.cpp's names; both if devices differ."""
+    names = {dtype: name for name, dtype in TYPES.items()}
+    return ",".join(dict.fromkeys(names[dtype] for name, dtype in model.cache_dtypes.items() if name.startswith(kind)))
 
 
 def _cpu_name() -> str:

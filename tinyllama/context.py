@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,33 +14,39 @@ from backends.base import Observer, Progress
 from ops.errors import ContextFullError, OptionError, TokenError
 
 from .checks import whole_number
-from .executor import Executor
+from .executor import Executor, telling
+from .kv_cache import cache_bytes
 
 if TYPE_CHECKING:
     from .model import Model
 
-KV_DTYPE = np.dtype(np.float32)
-FIRST_PLACES = 256  # of the KV cache; when full it grows by as many, or by a quarter if that is more, up to n_ctx
+FIRST_PLACES = 256  # of a KV cache that grows; when full, by as many, or by a quarter if that is more, up to n_ctx
 
 
 class Context:
     """Made by `Model.context()`. Several contexts share one model; one context is used by one thread at a time."""
 
-    def __init__(self, model: Model, *, n_ctx: int | None = None, n_batch: int = 512) -> None:
-        """n_ctx: places, None for the model's own; n_batch: tokens of a prompt that are computed at once."""
+    def __init__(self, model: Model, *, n_ctx: int | None = None, n_batch: int | None = None) -> None:
+        """n_ctx: places; n_batch: tokens of a prompt that are computed at once; None for the model's own.
+
+        BackendError: a device has too little memory left for it; then none of it was taken.
+        """
         self.model = model
         self.n_ctx = model.n_ctx if n_ctx is None else whole_number("n_ctx", n_ctx, 1)
-        self.n_batch = whole_number("n_batch", n_batch, 1)
+        self.n_batch = model.n_batch if n_batch is None else whole_number("n_batch", n_batch, 1)
         model.file.check()  # norms are read here
         self.tokens: list[int] = []  # what the cache holds
+        demand = replace(model.demand, n_ctx=self.n_ctx, n_batch=self.n_batch)
+        demand.check_room(model.placement, "a context", weights_are_there=model.is_placed)
         self._places = min(FIRST_PLACES, self.n_ctx)
-        self._caches = {
-            name: model.placement.layers[i].allocate((self._places, *shape), KV_DTYPE)
-            for name, (i, shape) in model.caches().items()
-        }
+        self._caches = {}
+        for name, (i, shape) in model.caches().items():
+            backend = model.placement.layers[i]
+            places = self._places if backend.kv_grows else self.n_ctx
+            with telling(backend, "when memory for the KV cache was taken"):
+                self._caches[name] = backend.allocate((places, *shape), model.cache_dtypes[name])
         self.warm_up_seconds = 0.0
-        sizes = {"T": min(self.n_batch, self.n_ctx), "U": 1}
-        self._executor = Executor(model.graph, model.placement, {**model.leaves, **self._caches}, sizes)
+        self._executor = Executor(model.graph, model.placement, {**model.leaves, **self._caches}, demand.sizes)
 
     @property
     def n_past(self) -> int:
@@ -87,7 +94,9 @@ class Context:
     @property
     def kv_bytes(self) -> int:
         """Bytes that the KV cache takes now; `Model.kv_bytes(n_ctx)` tells what it may grow to."""
-        return self.model.kv_bytes(self._places)
+        places = {name: cache.shape[0] for name, cache in self._caches.items()}
+        shapes, dtypes = self.model.caches(), self.model.cache_dtypes
+        return sum(n * places[name] for name, n in cache_bytes(shapes, dtypes, 1).items())
 
     def warm_up(self, progress: Progress = lambda items, told: items) -> None:
         """Do now what the first step would do once: bring weights into the form they are computed in, compile kernels.
@@ -96,6 +105,7 @@ class Context:
         """
         began = perf_counter()
         self._executor.warm_up(lambda items, told: self._checking(progress(items, told)))
+        self.model.is_placed = True
         self.warm_up_seconds += perf_counter() - began
 
     def _checking(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -108,6 +118,7 @@ class Context:
         positions = np.arange(self.n_past, self.n_past + len(batch))
         inputs = {"tokens": batch, "positions": positions, "out_ids": out_ids}
         (logits,) = self._executor.step(inputs, observe)
+        self.model.is_placed = True
         return logits
 
     def _make_room(self, n: int) -> None:
@@ -116,7 +127,9 @@ class Context:
         places = min(max(self._places * 5 // 4, n, self._places + FIRST_PLACES), self.n_ctx)
         for name, (i, _) in self.model.caches().items():
             if self._caches[name].shape[0] < places:  # one at a time, so that no two whole caches are in memory
-                self._caches[name] = self.model.placement.layers[i].enlarge(self._caches[name], places)
+                backend = self.model.placement.layers[i]
+                with telling(backend, "when its KV cache grew"):
+                    self._caches[name] = backend.enlarge(self._caches[name], places)
                 self._executor.rebind(name, self._caches[name])
         self._places = places
 

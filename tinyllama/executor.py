@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,11 @@ class Executor:
     def __init__(
         self, graph: Graph, placement: Placement, leaves: Mapping[str, Tensor | Buffer], sizes: Mapping[str, int]
     ) -> None:
-        """sizes: of the largest step to expect, T tokens and U rows of logits."""
+        """sizes: of the largest step to expect, T tokens, U rows of logits, C places of a cache."""
         self._segments: list[tuple[Backend, Graph, Plan]] = []
-        for backend, nodes in placement.runs(graph):
-            part = graph.part(nodes)
-            plan = backend.compile(part, {name: leaves[name] for name in part.leaves if name in leaves}, sizes)
+        for backend, part in placement.parts(graph):
+            with telling(backend, "when the model was prepared for it"):
+                plan = backend.compile(part, {name: leaves[name] for name in part.leaves if name in leaves}, sizes)
             self._segments.append((backend, part, plan))
         self._outputs = [v.name for v in graph.outputs]
         self._inputs = [[name for name in part.leaves if name not in leaves] for _, part, _ in self._segments]
@@ -42,18 +43,30 @@ class Executor:
         values = dict(inputs)
         with np.errstate(all="ignore"):  # a damaged weight's NaN shows in the logits; a warning would not say where
             for (backend, part, plan), names in zip(self._segments, self._inputs, strict=True):
-                try:
+                with telling(backend, "in a step"):
                     outputs = plan({name: values[name] for name in names}, observe)
                     for value, buffer in zip(part.outputs, outputs, strict=True):
                         values[value.name] = backend.download(buffer)
-                except (TinyLlamaError, MemoryError):
-                    raise
-                except Exception as error:  # a device's own: lost, out of memory, a kernel that does not compile
-                    told = " ".join(f"{type(error).__name__}: {error}".split())
-                    raise BackendError(f"backend '{backend.name}' failed in a step: {told}") from error
         return [values[name] for name in self._outputs]
 
     def warm_up(self, progress: Progress) -> None:
         """Let each backend do now what its first step would do once."""
-        for _, _, plan in self._segments:
-            plan.warm_up(progress)
+        for backend, _, plan in self._segments:
+            with telling(backend, "when it was warmed up"):
+                plan.warm_up(progress)
+
+
+@contextmanager
+def telling(backend: Backend, when: str) -> Iterator[None]:
+    """A device's own error becomes one sentence: it was lost, out of memory, a kernel does not compile."""
+    try:
+        yield
+    except TinyLlamaError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) and backend.memory_free() is None:  # the host's memory: not a device's error
+            raise
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        advice = "; a shorter context (-c), smaller batches (-b) or fewer layers (-ngl) take less memory"
+        is_full = isinstance(error, MemoryError)
+        raise BackendError(f"backend '{backend.name}' failed {when}: {told}{advice if is_full else ''}") from error

@@ -4,43 +4,49 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from backends.base import Backend, Coverage, Observer, Options
-from backends.registry import get_backend
 from ops.errors import OptionError
 from ops.graph import Graph
 from ops.tensor import Tensor
 
 from .build import build
 from .checks import whole_number
-from .context import KV_DTYPE, Context
+from .context import Context
+from .device_memory import Demand, Needs
 from .formats import open_model_file
 from .formats.model_file import ModelFile
 from .generation import Generation
+from .kv_cache import KvTypes, cache_bytes, cache_dtypes, cache_shapes
 from .models import find
 from .offload import Placement
 from .sampling import Sampling
 from .tokenizer import Tokenizer
+from .wish import Wish, one_device
 
 
 class Model:
     """Made by `Model.load`. Safe to share: contexts in several threads may run on one model."""
 
-    def __init__(self, file: ModelFile, backend: Backend, n_ctx: int | None = None) -> None:
-        built = build(file)
+    def __init__(self, file: ModelFile, demand: Demand, placement: Placement, backend: Backend) -> None:
         self.file = file
-        self.config = built.config
-        self.graph = built.graph
-        self.leaves = built.leaves
-        self.backend = backend
-        self.placement = Placement.all_on(backend, self.config.n_layer)
-        self.n_ctx = n_ctx or self.config.n_ctx_train
+        self.config = demand.built.config
+        self.graph = demand.built.graph
+        self.leaves = demand.built.leaves
+        self.demand = demand
+        self.placement = placement
+        self.backend = backend  # the one asked for; of a map, that of the last layer
+        self.n_ctx = demand.n_ctx
+        self.n_batch = demand.n_batch
+        self.cache_dtypes = cache_dtypes(self.caches(), placement.layers, demand.types)
         self.load_seconds = 0.0  # what `load` took
+        self.is_placed = False  # True: a context was made, so that the devices hold the weights
 
     @classmethod
     def load(
@@ -48,8 +54,16 @@ class Model:
         name_or_path: str | os.PathLike[str] = "smollm2",
         *,
         backend: str | Backend = "numpy",
-        n_gpu_layers: int | None = None,
+        n_gpu_layers: int | Literal["all", "auto"] | None = None,
+        layers: str | None = None,
+        device: int | str | None = None,
+        main_gpu: int | None = None,
+        device_memory: int | None = None,
+        device_features: str | None = None,
+        type_k: Literal["f16", "f32"] | None = None,
+        type_v: Literal["f16", "f32"] | None = None,
         n_ctx: int | None = None,
+        n_batch: int = 512,
         mmap: bool = True,
         n_threads: int | None = None,
         weights_memory: int | None = None,
@@ -57,31 +71,46 @@ class Model:
     ) -> Model:
         """Open a model: a name that `tinyllama pull` knows, a path, or hf:OWNER/REPO/FILE.gguf.
 
-        backend: a name, `module:Class`, or a Backend; n_gpu_layers: layers on the backend's device (numpy has none, so there
-        it changes nothing); n_ctx: places of a context, None or 0 for the model's own; mmap: False reads the file into memory;
-        n_threads: None for all cores; weights_memory: bytes that may hold weights in float32, None for what is free, 0 to
-        convert at every use; fuse: False runs primitive ops only, so that every value of the graph can be seen.
+        backend: a name, `module:Class`, or a Backend.
+        n_gpu_layers: the last so many layers on the backend's device, the rest on numpy; more than the model has, -1, "all" or
+        None: everything; "auto": as many as its memory holds. Without effect on numpy, which has no device.
+        layers: instead of that a map of any split, "numpy:0-9,opencl:10-29", "opencl@1:5", "numpy:output".
+        device (or main_gpu): which of the backend's devices, by number or a part of its name; device_memory: bytes it may use;
+        device_features: the kernels for another kind of device than the one found.
+        type_k, type_v: of the KV cache; None for what each backend prefers.
+        n_ctx: places of a context, None or 0 for the model's own; n_batch: tokens of a prompt computed at once.
+        mmap: False reads the file into memory; n_threads: None for all cores; weights_memory: bytes that may hold weights in
+        float32, None for what is free, 0 to convert at every use; fuse: False runs primitive ops only, so that every value of
+        the graph can be seen.
 
-        Raises TinyLlamaError, of which FormatError and ModelError for what is wrong with the file.
+        Raises TinyLlamaError, of which FormatError and ModelError for what is wrong with the file, BackendError for a device
+        that is not there, or too small: then nothing was put there.
         """
         for name, value, low in (
             ("n_ctx", n_ctx, 0),
             ("weights_memory", weights_memory, 0),
+            ("device_memory", device_memory, 0),
             ("n_threads", n_threads, 1),
-            ("n_gpu_layers", n_gpu_layers, -1),
         ):
             if value is not None:
                 whole_number(name, value, low)
-        options = Options(n_threads=n_threads, weights_memory=weights_memory, fuse=fuse)
-        if isinstance(backend, str):
-            backend = get_backend(backend, options)
-        elif not isinstance(backend, Backend):
-            raise OptionError(f"backend = {backend!r}: expected a name, module:Class, or a Backend")
-        elif options != Options():
-            raise OptionError("n_threads, weights_memory and fuse are the backend's: give them to the one you made")
+        n_batch = whole_number("n_batch", n_batch, 1)
+        types = KvTypes(type_k, type_v)
+        options = Options(
+            n_threads=n_threads,
+            weights_memory=weights_memory,
+            fuse=fuse,
+            device=one_device(device, main_gpu),
+            device_memory=device_memory,
+            device_features=device_features,
+        )
+        wish = Wish.of(backend, options, n_gpu_layers, layers)
         path = find(name_or_path)
         began = perf_counter()
-        model = cls(open_model_file(path, mmap=mmap), backend, n_ctx)
+        file = open_model_file(path, mmap=mmap)
+        built = build(file)
+        demand = Demand(built, types, n_ctx or built.config.n_ctx_train, n_batch)
+        model = cls(file, demand, wish.placement(demand), wish.backend)
         model.load_seconds = perf_counter() - began
         return model
 
@@ -106,8 +135,8 @@ class Model:
         """Text of token ids; `special` shows control tokens too. TokenError for an id outside the vocabulary."""
         return self.tokenizer.decode(ids, special=special)
 
-    def context(self, *, n_ctx: int | None = None, n_batch: int = 512) -> Context:
-        """A new, empty context. n_ctx: None for the model's; n_batch: tokens of a prompt computed at once."""
+    def context(self, *, n_ctx: int | None = None, n_batch: int | None = None) -> Context:
+        """A new, empty context. n_ctx: places; n_batch: tokens of a prompt computed at once; None for the model's own."""
         return Context(self, n_ctx=n_ctx, n_batch=n_batch)
 
     def generate(
@@ -153,19 +182,22 @@ class Model:
         )
 
     def fused_graph(self) -> Graph:
-        """The graph as the backend runs it."""
-        return self.backend.fused(self.graph)
+        """The graph as the backends run it, each its part."""
+        parts = self.placement.parts(self.graph)
+        return replace(self.graph, nodes=[n for backend, part in parts for n in backend.fused(part).nodes])
 
     def coverage(self) -> Coverage:
         """How the nodes of the graph are computed: by a backend's kernel, decomposed, or on the host."""
-        parts = (backend.coverage(self.graph.part(nodes)) for backend, nodes in self.placement.runs(self.graph))
-        return sum(parts, Coverage())
+        return sum((backend.coverage(part) for backend, part in self.placement.parts(self.graph)), Coverage())
+
+    def memory_needed(self) -> dict[Backend, Needs]:
+        """Bytes on each device of the placement: weights, the KV cache of a context, scratch."""
+        return self.demand.on_devices(self.placement)
 
     def caches(self) -> dict[str, tuple[int, tuple[int, ...]]]:
         """The graph's caches: leaf's name -> (layer, shape of one place)."""
-        writers = {v: n for n in self.graph.nodes for v in n.inputs if v.shape[0] == "C"}
-        return {v.name: (int(n.layer or 0), tuple(map(int, v.shape[1:]))) for v, n in writers.items()}
+        return cache_shapes(self.graph)
 
     def kv_bytes(self, places: int) -> int:
         """Bytes of a KV cache of so many places."""
-        return sum(places * int(np.prod(shape)) * KV_DTYPE.itemsize for _, shape in self.caches().values())
+        return sum(cache_bytes(self.caches(), self.cache_dtypes, places).values())

@@ -34,7 +34,7 @@ def embedding(limits: Limits, tokens: DeviceArray, table: DeviceWeight, y: Devic
             args=(tokens.memory, part.memory, y.memory, n, _row_bytes(table), part.n_rows, part.first_row),
             groups=(n_tokens,),
             group_size=lanes(limits, 32),
-            defines={**_format(table), "LANES": lanes(limits, 32), "ROWS": 4},
+            defines={**_format(table), "LANES": lanes(limits, 32), "ROWS": 4, "STEP": 1},
         )
 
 
@@ -52,7 +52,7 @@ def _matvec(limits: Limits, x: DeviceArray, weight: DeviceWeight, part: Part, y:
         ),
         groups=(-(-part.n_rows // share), n_tokens),
         group_size=n_lanes,
-        defines={**_format(weight), "LANES": n_lanes, "ROWS": rows},
+        defines={**_format(weight), "LANES": n_lanes, "ROWS": rows, "STEP": _runs(weight) if limits.kind == "cpu" else 1},
         local_bytes=4 * n_lanes,
     )
 
@@ -69,7 +69,7 @@ def _panel(x: DeviceArray, weight: DeviceWeight, part: Part, y: DeviceArray) -> 
         ),
         groups=(-(-part.n_rows // rows), -(-n_tokens // share)),
         group_size=1,
-        defines={**_format(weight), "LANES": 1, "ROWS": rows, "TOKENS": 6, "DEPTH": 256},
+        defines={**_format(weight), "LANES": 1, "DEPTH": 256},
     )
 
 
@@ -98,6 +98,11 @@ def _row_bytes(weight: DeviceWeight) -> int:
     return weight.format.row_bytes(weight.shape[1])
 
 
+def _runs(weight: DeviceWeight) -> int:
+    """Runs of 16 weights in a block; a run of floats counts as one."""
+    return max(weight.format.block_size // 16, 1)
+
+
 def _format(weight: DeviceWeight) -> dict[str, int | str]:
-    f = weight.format
-    return {f"FORMAT_{f.name}": 1, "BLOCK": f.block_size, "BLOCK_BYTES": f.block_bytes}
+    f, runs = weight.format, _runs(weight)
+    return {f"FORMAT_{f.name}": 1, "RUNS": runs, "BLOCK_BYTES": 16 * runs // f.block_size * f.block_bytes}

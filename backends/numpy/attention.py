@@ -18,8 +18,9 @@ Array = NDArray[np.float32]
 BLOCK = 96  # queries; with SmolLM2's nine heads and 512 keys, 1.7 MB of scores, which a core's second cache holds
 
 
-def attention(q: Array, keys: Array, values: Array, positions: NDArray[Any], scale: float) -> Array:
-    """q[T, h, d], keys[S, k, d], values[S, k, e] -> [T, h, e]"""
+def attention(q: Array, keys: NDArray[Any], values: NDArray[Any], positions: NDArray[Any], scale: float) -> Array:
+    """q[T, h, d], keys[S, k, d], values[S, k, e] -> [T, h, e]; keys and values may be kept in float16"""
+    keys, values = keys.astype(q.dtype, copy=False), values.astype(q.dtype, copy=False)  # BLAS multiplies no halves
     T, h, d = q.shape
     k, e = values.shape[1:]
     group = h // k  # query heads that share a key head

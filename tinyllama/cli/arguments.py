@@ -56,9 +56,14 @@ def memory_size(text: str) -> int:
     return int(value)
 
 
-def layer_count(text: str) -> int | None:
+def layer_count(text: str) -> int | str:
     """A type for argparse: -ngl takes a number, `all` or `auto`."""
-    return {"all": 1 << 30, "auto": None}[text] if text in ("all", "auto") else integer(-1)(text)
+    if text in ("all", "auto"):
+        return text
+    try:
+        return integer(-1)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; -ngl takes a number of layers, all or auto") from None
 
 
 def add_model_name(parser: argparse._ActionsContainer) -> None:
@@ -96,9 +101,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_placement_arguments(parser: argparse.ArgumentParser) -> None:
     """Which backend computes, from what memory."""
     add = parser.add_argument_group("backend").add_argument
+    add("--backend", default="numpy", metavar="NAME",
+        help="numpy, opencl, cupy, an installed one, or module:Class (default: numpy)")  # fmt: skip
     add("-ngl", "--n-gpu-layers", "--gpu-layers", type=layer_count, default=None, metavar="N",
-        help="layers on the backend's device; no effect on numpy, which has none")  # fmt: skip
-    add("--backend", default="numpy", metavar="NAME", help="numpy, an installed one, or module:Class (default: numpy)")
+        help="the last N layers on the backend's device, the output too if N is more than the model has; all (default), or "
+        "auto: as many as its memory holds; no effect on numpy, which has no device")  # fmt: skip
+    add("--layers", default=None, metavar="MAP",
+        help="instead of -ngl, any split: numpy:0-9,opencl:10-29; opencl@1:5 names a device, numpy:output an end")  # fmt: skip
+    add("--device", default=None, metavar="NAME", help="which device: a number or a part of its name (see tinyllama devices)")
+    add("-mg", "--main-gpu", type=integer(0), default=None, metavar="N", help="the device by its number, as --device N")
+    add("--device-memory", type=memory_size, default=None, metavar="SIZE", help="memory a device may use at most, such as 6G")
+    add("--device-features", default=None, metavar="KIND",
+        help="the kernels made for another kind of device than the one found: cpu or gpu")  # fmt: skip
+    for letter, what in (("k", "keys"), ("v", "values")):
+        add(f"-ct{letter}", f"--cache-type-{letter}", choices=("f16", "f32"), default=None,
+            help=f"how the KV cache keeps {what} (default: f32 on numpy, f16 on a device)")  # fmt: skip
     add("--no-mmap", dest="mmap", action="store_false", help="read the file into memory instead of mapping it")
     add(
         "--weights-memory",
@@ -182,7 +199,15 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "backend": args.backend,
         "n_gpu_layers": args.n_gpu_layers,
+        "layers": args.layers,
+        "device": args.device,
+        "main_gpu": args.main_gpu,
+        "device_memory": args.device_memory,
+        "device_features": args.device_features,
+        "type_k": args.cache_type_k,
+        "type_v": args.cache_type_v,
         "n_ctx": args.ctx_size,
+        "n_batch": args.batch_size,
         "mmap": args.mmap,
         "n_threads": args.threads,
         "weights_memory": args.weights_memory,

@@ -98,7 +98,7 @@ def measure(args: argparse.Namespace, todo: list[Case], results: list[dict[str, 
     runs = [(name, n_threads) for name in args.model or [DEFAULT_MODEL] for n_threads in args.threads]
     with tqdm(total=len(runs) * len(todo) * args.repetitions, disable=None, leave=False) as bar:
         for args.model, args.threads in runs:
-            args.ctx_size = 0
+            args.ctx_size = max(case.n_tokens for case in todo)  # what a device has to hold
             model = load_model(args)
             peak = measure_peak(model.backend) if args.profile else None
             for case in todo:
@@ -110,12 +110,14 @@ def measure(args: argparse.Namespace, todo: list[Case], results: list[dict[str, 
 
 
 def print_markdown(results: list[dict[str, Any]]) -> None:
+    any_device = any(r["devices"] for r in results)
     rows = [
         {
             "model": r["model_type"],
             "size": f"{r['model_size'] / 2**20:.2f} MiB",
             "params": f"{r['model_n_params'] / 1e6:.2f} M",
             "backend": r["backends"],
+            **({"ngl": str(r["n_gpu_layers"])} if any_device else {}),
             "threads": str(r["n_threads"]),
             "test": _name(r),
             "t/s": f"{r['avg_ts']:.2f} ± {r['stddev_ts']:.2f}",
@@ -123,7 +125,7 @@ def print_markdown(results: list[dict[str, Any]]) -> None:
         for r in results
     ]
     widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-    right = {"size", "params", "threads", "test", "t/s"}
+    right = {"size", "params", "ngl", "threads", "test", "t/s"}
     print("| " + " | ".join(key.rjust(w) if key in right else key.ljust(w) for key, w in widths.items()) + " |")
     print("| " + " | ".join("-" * (w - 1) + (":" if key in right else "-") for key, w in widths.items()) + " |")
     for row in rows:
@@ -148,8 +150,10 @@ def profile_table(model: Model, case: Case, n_batch: int, peak: Peak) -> str:
     from ..profile import Profile
 
     note(f"profiling {case.name} ...")
-    context, profile = model.context(n_ctx=case.n_tokens, n_batch=n_batch), Profile()
+    context, profile = model.context(n_ctx=case.n_tokens, n_batch=n_batch), Profile(model)
     run_case(context, case)
+    with profile.counting_launches():
+        run_case(context, case)
     seconds = run_case(context, case, profile) / 1e9
     return profile.table(f"{case.name}, {seconds:.3f} s", seconds, peak)
 

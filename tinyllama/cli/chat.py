@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         system=args.system_prompt,
         sampling=sampling,
         n_predict=args.n_predict,
-        context=model.context(n_batch=args.batch_size),
+        context=model.context(),
     )
     note(load_summary(model))
     warm_up(session.context)

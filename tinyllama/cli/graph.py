@@ -25,13 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from backends.registry import get_backend
     from ops.graph import table
 
     from ..drawing import draw
     from ..model import Model
 
-    model = Model.load(args.model, backend=args.backend)
-    graph = model.fused_graph() if args.fused else model.graph
+    model = Model.load(args.model)  # nothing is computed: the device of --backend may be too small for the model
+    graph = get_backend(args.backend).fused(model.graph) if args.fused else model.graph
     layer = _layer(args.layer or ("0" if args.output else "all"), model.config.n_layer)
     if args.output is None:
         for line in table(n for n in graph.nodes if layer is None or n.layer == layer):

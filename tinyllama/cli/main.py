@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import tinyllama
 
-from . import bench, chat, graph, inspect, pull, run, tokenize
+from . import bench, chat, conformance, devices, graph, inspect, pull, run, tokenize
 from .terminal import Parser, guarded
 
 COMMANDS = {
     "run": run, "chat": chat, "pull": pull, "inspect": inspect, "tokenize": tokenize, "graph": graph, "bench": bench,
+    "devices": devices, "conformance": conformance,
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         tokens = model.tokenize(prompt)
         if args.verbose_prompt:
             note(prompt_summary(model, tokens))
-        context = model.context(n_batch=args.batch_size)
+        context = model.context()
         generation = model.generate(
             tokens,
             n_predict=args.n_predict,

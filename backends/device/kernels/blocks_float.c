@@ -1,20 +1,25 @@
-// F32, F16, BF16: a block is one weight, so a row may have any number of them. Included by blocks.c.
-#include "half.c"
+// F32, F16, BF16: a row may have any number of weights, since each stands for itself. Included by blocks.c.
 
+#define TAIL 1
+#define WEIGHT_BYTES (BLOCK_BYTES / 16)
+
+FUNCTION floats unpack(GLOBAL const uchar* block, int run) {
 #if defined(FORMAT_F32)
-#define STORED float
-#define AS_FLOAT(bits) (bits)
+    return load_floats((GLOBAL const float*)block);
 #elif defined(FORMAT_F16)
-#define STORED ushort
-#define AS_FLOAT(bits) half_to_float(bits)
+    return halves_at((GLOBAL const ushort*)block);
 #else  // BF16: the upper half of a float
-#define STORED ushort
-#define AS_FLOAT(bits) as_float((uint)(bits) << 16)
+    return as_floats(load_shorts((GLOBAL const ushort*)block) << 16);
 #endif
-
-FUNCTION void unpack(GLOBAL const uchar* row, int g, float* w) {
-    GLOBAL const STORED* stored = (GLOBAL const STORED*)row + 16 * g;
-    for (int j = 0; j < 16; j++) w[j] = AS_FLOAT(stored[j]);
 }
 
-FUNCTION float weight_at(GLOBAL const uchar* row, int i) { return AS_FLOAT(((GLOBAL const STORED*)row)[i]); }
+// A weight by itself: of those after the last run.
+FUNCTION float weight_at(GLOBAL const uchar* row, int i) {
+#if defined(FORMAT_F32)
+    return ((GLOBAL const float*)row)[i];
+#elif defined(FORMAT_F16)
+    return half_to_float(((GLOBAL const ushort*)row)[i]);
+#else
+    return as_float((uint)((GLOBAL const ushort*)row)[i] << 16);
+#endif
+}

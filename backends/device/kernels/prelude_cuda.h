@@ -9,6 +9,7 @@
 #define GROUP(axis) ((int)((axis) == 0 ? blockIdx.x : (axis) == 1 ? blockIdx.y : blockIdx.z))
 #define N_GROUPS(axis) ((int)((axis) == 0 ? gridDim.x : (axis) == 1 ? gridDim.y : gridDim.z))
 #define LANE ((int)threadIdx.x)
+#define UNROLL _Pragma("unroll")
 
 typedef unsigned char uchar;
 typedef unsigned short ushort;

@@ -23,7 +23,7 @@ KERNEL void matmul_tile(GLOBAL const float* x, GLOBAL const uchar* weight, GLOBA
     for (int from = 0; from < n; from += DEPTH) {
         for (int r = LANE; r < TILE; r += LANES) {
             float w[16];
-            unpack_within(weight + (size_t)min(first + r, rows - 1) * row_bytes, from / 16, n, w);
+            unpack_to(weight + (size_t)min(first + r, rows - 1) * row_bytes, from / 16, n, w);
             for (int j = 0; j < 16; j++) ws[j][r] = w[j];
         }
         for (int i = LANE; i < TILE * DEPTH; i += LANES) {

@@ -1,0 +1,150 @@
+"""Does what a backend computed agree with the truth? If not, an AssertionError that tells where, and how to see it again."""
+
+from __future__ import annotations
+
+import sys
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ops.op import OPS
+from ops.tensor import Tensor
+
+from ..base import Backend, Options
+from ..registry import known_backends
+from .apply import Applied, by_kernel, by_plan
+from .case import Case
+from .tolerances import ELEMENT, SMALLEST, U, Tolerance, in_terms, tolerance
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Tally:
+    """What the cases of a check came to."""
+
+    runs: int = 0  # examples drawn
+    cases: int = 0  # of them held against the truth
+    nmse: float = 0.0  # the worst
+    limit: float = 0.0  # for that case
+    where: Case | None = None
+
+    def add(self, case: Case, nmse: float, limit: float) -> None:
+        self.cases += 1
+        if nmse > self.nmse or self.where is None:
+            self.nmse, self.limit, self.where = nmse, limit, case
+
+
+AGAIN = "To see it again, in python:"
+
+TALLY: ContextVar[Tally | None] = ContextVar("tally", default=None)  # of the check that runs, where someone counts
+
+
+class Wrong(AssertionError):
+    """What is wrong, in a line or a few."""
+
+
+def check_case(backend: Backend, case: Case) -> None:
+    """Run one case, and hold all of it against the formula in float64: output, what was written, what may not change."""
+    op, operands = OPS[case.op], case.operands()
+    apply = by_kernel if case.path == "kernel" and not (op.fused and backend.kernel_of(op) is None) else by_plan
+    try:
+        try:
+            with np.errstate(all="ignore"):
+                applied = apply(backend, op, operands, case.attrs)
+        except Exception as error:
+            raise Wrong(f"raised {type(error).__name__}: {error}") from error
+        _judge(case, operands, applied)
+    except Wrong as wrong:
+        imports = ["from backends.conformance.case import Case", "from backends.conformance.judge import check_case"]
+        again = snippet(backend, imports, f"check_case(backend, {case!r})")
+        through = "the kernel" if apply is by_kernel else "a plan"
+        told = f"{case.op} through {through} of backend '{backend.name}': {wrong}\n\n{again}"
+        raise AssertionError(told) from wrong.__cause__
+
+
+def snippet(backend: Backend, imports: list[str], call: str) -> str:
+    """Python that runs a case again, ready to be pasted."""
+    made = backend_call(backend)
+    lines = ["from backends import get_backend", *(["from backends.base import Options"] if "Options(" in made else []), *imports]
+    return "\n".join([AGAIN, "", *lines, "", f"backend = get_backend({made})", f"{call}", ""])
+
+
+def backend_call(backend: Backend) -> str:
+    """The arguments of get_backend that make this backend again."""
+    spec = f"{type(backend).__module__}:{type(backend).__qualname__}"
+    module, _, attribute = known_backends().get(backend.name, "").partition(":")
+    name = backend.name if getattr(sys.modules.get(module), attribute, None) is type(backend) else spec
+    given = [f"{k}={v!r}" for k, v in vars(backend.options).items() if v != getattr(Options(), k)]
+    return f"{name!r}" + (f", Options({', '.join(given)})" if given else "")
+
+
+def _judge(case: Case, operands: list[Array | Tensor], applied: Applied) -> None:
+    op = OPS[case.op]
+    truth, written = case.truth()
+    first = next(o for o in op.inputs if o.dtype != "int")
+    dtype = np.dtype(case.kv if first.written or first.dims[0] in ("S", "C") else np.float32)
+    limits = tolerance(op)
+    if applied.output.shape != truth.shape:
+        raise Wrong(f"its output has the shape {list(applied.output.shape)}, expected {list(truth.shape)}")
+    if applied.output.dtype != dtype:
+        raise Wrong(f"its output is {applied.output.dtype}, expected {dtype}")
+    for name, expected in written.items():
+        _same_bits(f"{name}, which it writes", applied.written[name], expected)
+    before = dict(zip((o.name for o in op.inputs), case.operands(), strict=True))
+    for name, after in applied.read.items():
+        _same_bits(f"its operand {name}, which may not change", after, np.asarray(before[name]))
+    for operand, x in zip(op.inputs, operands, strict=True):
+        if isinstance(x, Tensor) and not np.array_equal(x.data, before[operand.name].data):  # type: ignore[union-attr]
+            raise Wrong(f"the bytes of its operand {operand.name} have changed")
+    if applied.shared and not op.view_of:
+        raise Wrong(f"its output lies in the memory of its operand {applied.shared}")
+    if limits.exact:
+        _same_bits("its output", applied.output, truth.astype(dtype))
+        nmse = limit = 0.0
+    else:
+        nmse, limit = _close(case, limits, operands, applied.output, truth)
+    if (tally := TALLY.get()) is not None:
+        tally.add(case, nmse, limit)
+
+
+def _same_bits(what: str, ours: Array, truth: Array) -> None:
+    """Equal, number by number; NaN is NaN."""
+    if ours.shape != truth.shape:
+        raise Wrong(f"{what} has the shape {list(ours.shape)}, expected {list(truth.shape)}")
+    differs = (ours != truth) & ~((ours != ours) & (truth != truth))
+    if differs.any():
+        at = tuple(int(i) for i in np.argwhere(differs)[0])
+        raise Wrong(f"{what} is wrong in {differs.sum()} of {truth.size} places, first at {list(at)}: "
+                    f"expected {truth[at]:.9g}, got {ours[at]:.9g}")  # fmt: skip
+
+
+def _close(case: Case, limits: Tolerance, operands: list[Array | Tensor], ours: Array, truth: Array) -> tuple[float, float]:
+    """NMSE and its limit."""
+    finite = np.isfinite(truth)
+    strange = np.isfinite(ours) != finite
+    strange |= ~finite & (ours != truth) & ~np.isnan(truth)
+    if strange.any():
+        at = tuple(int(i) for i in np.argwhere(strange)[0])
+        raise Wrong(f"its output is wrong at {list(at)}: expected {truth[at]:.9g}, got {ours[at]:.9g}")
+    doubles = case.operands_in_double()
+    largest = max((np.abs(x[np.isfinite(x)]).max(initial=1.0) for x in doubles if x.dtype.kind == "f"), default=1.0)
+    sized = [in_terms(d, x) if isinstance(x, Tensor) else d for d, x in zip(doubles, operands, strict=True)]
+    with np.errstate(all="ignore"):
+        size = limits.size(sized, dict(case.attrs), truth)
+    size = np.where(finite, np.nan_to_num(size), 0) + SMALLEST / U * largest
+    error = np.where(finite, ours.astype(np.float64) - np.where(finite, truth, 0), 0)
+    roundings, drift = limits.roundings(dict(case.sizes)), limits.drift(dict(case.sizes))
+    nmse, limit = float(np.square(error).sum() / np.square(size).sum()), ((roundings + drift) * U) ** 2
+    over = np.abs(error) / ((ELEMENT * roundings + drift) * U * size)
+    at = tuple(int(i) for i in np.unravel_index(np.argmax(over), over.shape))
+    if nmse > limit or over[at] > 1:
+        raise Wrong(
+            f"its output is wrong, worst at {list(at)}: expected {truth[at]:.9g}, got {ours[at]:.9g}, "
+            f"{over[at]:.3g} times what an element may be off\n"
+            f"NMSE {nmse:.2e}, limit {limit:.2e} ({roundings + drift:.0f} roundings of 2^-24: {limits.reason})"
+        )
+    return nmse, limit

@@ -1,0 +1,229 @@
+"""Whole runs of a small model: what must hold over many steps, in several contexts, in threads, and after a failure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from threading import Barrier, Thread
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base import Backend, Event
+from .decoder import OPS_USED, Decoder
+from .trial import Trial, assert_close, assert_same, law
+
+Array = NDArray[Any]
+FORMATS_TRIED = ("F32", "Q8_0", "Q4_0", "F16", "Q6_K")
+# A layer is some 20 ops one after the other, with sums of up to a thousand products: they are added up in another order if a
+# step has another length, and each order has its own roundings, some hundreds of 6e-8.
+LAYER = 2e-5
+
+
+class Session:
+    """One context: a plan of its own, caches of its own in float32, and how far it has read."""
+
+    def __init__(self, backend: Backend, decoder: Decoder, places: int) -> None:
+        self.backend, self.decoder, self.position = backend, decoder, 0
+        caches = {name: backend.allocate((places, decoder.k, decoder.d), np.float32) for name in ("k_cache", "v_cache")}
+        self.plan = backend.compile(decoder.graph(), {**decoder.weights(), **caches})
+
+    def read(self, tokens: Array, observe: Callable[[Event], None] | None = None) -> Array:
+        """Logits of each of these tokens, float32[T, V]. A step that fails is as if it had not been."""
+        inputs = self.inputs(tokens)
+        with np.errstate(all="ignore"):
+            outputs = self.plan(inputs, observe)
+            for array in inputs.values():
+                array[...] = 0  # the step is over: the caller may do with its arrays what it wants
+            logits = np.array(self.backend.download(outputs[0]))
+        self.position += len(tokens)
+        return logits
+
+    def inputs(self, tokens: Array) -> dict[str, Array]:
+        T = len(tokens)
+        return {"tokens": tokens.copy(), "positions": self.position + np.arange(T), "out_ids": np.arange(T)}
+
+    def read_in(self, tokens: Array, lengths: Sequence[int]) -> Array:
+        """In steps of these lengths."""
+        ends = np.cumsum(lengths)
+        return np.concatenate([self.read(tokens[end - length : end]) for end, length in zip(ends, lengths, strict=True)])
+
+
+def drawn_decoder(trial: Trial, label: str = "") -> Decoder:
+    format_name = trial.one_of(f"format{label}", FORMATS_TRIED)
+    (h, k), d = trial.one_of(f"h, k{label}", ((1, 1), (2, 1), (3, 1), (4, 2), (6, 2))), trial.one_of(f"d{label}", (64, 8, 96))
+    n, ff = (trial.one_of(f"{name}{label}", (32, 64, 96)) for name in ("n", "ff"))
+    if format_name == "Q6_K":  # n, ff and h * d are multiples of its block
+        n, ff, h, k, d = 256, 256, 4, k, 64
+    elif format_name in ("Q8_0", "Q4_0"):
+        d = 64
+    neox = trial.one_of(f"neox{label}", (False, True))
+    return Decoder(n, h, k, d, ff, 33, neox, format_name, trial.one_of(f"weights{label}", range(100)))
+
+
+def drawn_tokens(trial: Trial, decoder: Decoder, n: int, label: str = "tokens") -> Array:
+    return trial.random(label).integers(0, decoder.vocabulary, n)
+
+
+def cut(trial: Trial, n: int) -> list[int]:
+    """n as a sum of lengths."""
+    lengths: list[int] = []
+    while (left := n - sum(lengths)) > 0:
+        lengths.append(min(left, trial.one_of("T", (1, 2, 3, 7, 16, 33, 65))))
+    return lengths
+
+
+@law("run-prefill-is-decode", *OPS_USED, examples=25)
+def prefill_is_decode(trial: Trial) -> None:
+    """A prompt read at once, token by token, or in uneven pieces: the logits are the same. A token's result depends on the
+    tokens before it, which the cache remembers, and not on how many came with it."""
+    decoder, n = drawn_decoder(trial), trial.one_of("tokens", (2, 5, 17, 34, 67))
+    tokens, pieces = drawn_tokens(trial, decoder, n), cut(trial, n)
+    at_once, one_by_one, in_pieces = (
+        Session(trial.backend, decoder, n + 3).read_in(tokens, lengths) for lengths in ([n], [1] * n, pieces)
+    )
+    size = np.sqrt(np.square(at_once).mean(keepdims=True))
+    assert_close(one_by_one, at_once, f"{n} tokens decoded one by one, and as one prompt", within=LAYER, size=size)
+    assert_close(in_pieces, at_once, f"{n} tokens in steps of {pieces}, and as one prompt", within=LAYER, size=size)
+
+
+@law("run-rewind", *OPS_USED, examples=25)
+def rewind(trial: Trial) -> None:
+    """After a rewind nothing is left of what was read since: other tokens then give the logits that they give in a new context.
+    What lies in the cache behind the last position is never looked at."""
+    decoder = drawn_decoder(trial)
+    kept, gone, new = (trial.one_of(name, sizes) for name, sizes in (("kept", (1, 7, 33)), ("gone", (1, 5, 40)), ("new", (1, 2, 9))))
+    tokens, others = drawn_tokens(trial, decoder, kept + gone), drawn_tokens(trial, decoder, new, "others")
+    session = Session(trial.backend, decoder, kept + gone + new)
+    session.read(tokens)
+    session.position = kept
+    again = np.concatenate([session.read(others), session.read(others[:1])])
+    fresh = Session(trial.backend, decoder, kept + new + 1)
+    fresh.read(tokens[:kept])
+    wanted = np.concatenate([fresh.read(others), fresh.read(others[:1])])
+    size = np.sqrt(np.square(wanted).mean(keepdims=True))
+    told = f"{kept + gone} tokens read, rewound to {kept}, and {new} others read"
+    assert_close(again, wanted, told, within=LAYER, size=size)
+
+
+@law("run-repeat", *OPS_USED, examples=10)
+def repeat(trial: Trial) -> None:
+    """The same tokens in the same steps give the same logits, bit for bit, in one context and in the next: nothing depends on
+    chance, on what ran before, or on which thread was first."""
+    decoder, n = drawn_decoder(trial), trial.one_of("tokens", (2, 17, 35))
+    tokens, pieces = drawn_tokens(trial, decoder, n), cut(trial, n)
+    first = Session(trial.backend, decoder, n).read_in(tokens, pieces)
+    other = drawn_decoder(trial, " of other work")
+    session = Session(trial.backend, decoder, n + 5)
+    for _ in range(3):
+        Session(trial.backend, other, 9).read_in(np.arange(9), [8, 1])
+        session.position = 0
+        assert_same(session.read_in(tokens, pieces), first, f"{n} tokens in steps of {pieces}, read again")
+
+
+@contextmanager
+def many_switches() -> Iterator[None]:
+    """Threads of Python take turns a thousand times as often as usual, so that a race has its chance."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)  # seconds
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@law("run-two-contexts", *OPS_USED, examples=15)
+def two_contexts(trial: Trial) -> None:
+    """Two contexts on one backend know nothing of each other: one step here, one there, or both at the same time in two threads,
+    each gets what it gets alone."""
+    decoders = [drawn_decoder(trial)]
+    decoders.append(decoders[0] if trial.one_of("the same model", (True, False)) else drawn_decoder(trial, " of the second"))
+    lengths = [cut(trial, n) for n in (trial.one_of("tokens", (12, 35)), 20)]
+    tokens = [drawn_tokens(trial, d, sum(ls), f"tokens {i}") for i, (d, ls) in enumerate(zip(decoders, lengths, strict=True))]
+
+    def sessions() -> list[Session]:
+        return [Session(trial.backend, d, sum(ls)) for d, ls in zip(decoders, lengths, strict=True)]
+
+    alone = [s.read_in(t, ls) for s, t, ls in zip(sessions(), tokens, lengths, strict=True)]
+
+    here, there = (_steps(s, t, ls) for s, t, ls in zip(sessions(), tokens, lengths, strict=True))
+    in_turns: list[list[Array]] = [[], []]
+    for i in range(max(map(len, lengths))):
+        for result, steps, n_steps in zip(in_turns, (here, there), map(len, lengths), strict=True):
+            if i < n_steps:
+                result.append(next(steps))
+    for parts, wanted in zip(in_turns, alone, strict=True):
+        assert_same(np.concatenate(parts), wanted, "two contexts in turns, and each alone")
+
+    for found, wanted in zip(_at_once(sessions(), tokens, lengths), alone, strict=True):
+        # a library may give fewer threads to each of two products at once, and then add up in another order
+        size = np.sqrt(np.square(wanted).mean(keepdims=True))
+        assert_close(found, wanted, "two contexts in two threads, and each alone", within=LAYER, size=size)
+
+
+def _steps(session: Session, tokens: Array, lengths: Sequence[int]) -> Iterator[Array]:
+    end = 0
+    for length in lengths:
+        end += length
+        yield session.read(tokens[end - length : end])
+
+
+def _at_once(sessions: Sequence[Session], tokens: Sequence[Array], lengths: Sequence[Sequence[int]]) -> list[Array]:
+    results: list[list[Array]] = [[] for _ in sessions]
+    failures: list[BaseException] = []
+    start = Barrier(len(sessions))
+
+    def work(i: int) -> None:
+        try:
+            start.wait()
+            results[i].extend(_steps(sessions[i], tokens[i], lengths[i]))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [Thread(target=work, args=(i,)) for i in range(len(sessions))]
+    with many_switches():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for failure in failures:
+        raise AssertionError(f"in one of two threads: {type(failure).__name__}: {failure}") from failure
+    return [np.concatenate(parts) for parts in results]
+
+
+class Stopped(Exception):
+    """What an observer raises in the midst of a step."""
+
+
+@law("run-after-failure", *OPS_USED, examples=15)
+def after_failure(trial: Trial) -> None:
+    """A step that fails leaves the backend usable, and the context as it was: the same step done right gives what it should.
+    It may fail for an input that is missing or no array, or in its midst, as when someone presses Ctrl-C."""
+    decoder = drawn_decoder(trial)
+    tokens, n = drawn_tokens(trial, decoder, 12), trial.one_of("read before", (1, 5))
+    wanted = Session(trial.backend, decoder, 12).read_in(tokens, [n, 12 - n])[n:]
+    session = Session(trial.backend, decoder, 12)
+    session.read(tokens[:n])
+    wrong = trial.one_of("wrong", ("stopped by an observer", "positions missing", "tokens of two axes", "no array"))
+    inputs: dict[str, Any] = session.inputs(tokens[n:])
+    if wrong == "stopped by an observer":
+        left = iter(range(trial.one_of("nodes", (0, 3, 8, 15))))
+
+        def observe(event: Event) -> None:
+            if next(left, None) is None:
+                raise Stopped
+
+        with suppress(Stopped):
+            session.read(tokens[n:], observe)
+            raise AssertionError("a step went on although its observer raised an error")
+    else:
+        if wrong == "positions missing":
+            del inputs["positions"]
+        else:
+            inputs["tokens"] = inputs["tokens"][:, None] if wrong == "tokens of two axes" else None
+        with suppress(Exception), np.errstate(all="ignore"):  # which error is the backend's own matter
+            session.plan(inputs)
+    size = np.sqrt(np.square(wanted).mean(keepdims=True))
+    assert_close(session.read(tokens[n:]), wanted, f"the step after one that failed ({wrong})", within=LAYER, size=size)

@@ -1,0 +1,77 @@
+"""What runs on the simulated device: every op of the launch table, in shapes that end within a tile.
+
+Oclgrind interprets, some million instructions a second. So shapes are as small as they can be while a kernel still meets its
+last, partial tile: of rows, of tokens, of positions, of a head's components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ops.blocks import FORMATS
+from ops.op import OPS, Op
+
+from ..device.launch import TABLE
+from .case import Case
+from .strategies import dtypes
+
+# Two tokens take the kernels of decoding: products row by row (groups of 4 rows), attention query by query.
+# Seven take those of a prompt: tiles of 16 rows and tokens, 4 or 8 queries together, keys in tiles of 64.
+FEW = {"T": 2, "U": 2, "V": 3, "n": 37, "m": 5, "h": 2, "k": 1, "d": 6, "e": 6, "r": 3, "S": 5, "C": 7}
+MANY = {"T": 7, "U": 3, "V": 5, "n": 50, "m": 19, "h": 4, "k": 2, "d": 18, "e": 18, "r": 5, "S": 66, "C": 68}
+ATTRS = ({"eps": 1e-5, "scale": 0.3, "neox": False}, {"eps": 1e-5, "scale": 0.3, "neox": True})
+SMALL_GROUP, LARGE_GROUP = 16, 256  # work-items: what a small GPU would allow, and what tiles of 64 need
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case, run by the kernels made for a "cpu" or a "gpu" whose work-groups have at most `group_size` work-items."""
+
+    case: Case
+    features: str
+    group_size: int = SMALL_GROUP
+
+    @property
+    def name(self) -> str:
+        """Of the check whose case this is, as `-k` selects it: op-matmul-Q4_0."""
+        op, case = OPS[self.case.op], self.case
+        takes_weight = any(o.dtype == "weight" for o in op.inputs)
+        return f"op-{op.name}-{case.format if takes_weight else {'float32': 'f32', 'float16': 'f16'}[case.kv]}"
+
+
+def jobs() -> list[Job]:
+    """All of them, for both kinds of kernels."""
+    made = [Job(case, features) for features in ("cpu", "gpu") for op in _ops() for case in _cases(op)]
+    # the tiles of a large GPU once too: 300,000 multiplications for a few numbers, as much as all others together
+    wide = [Job(Case(op.name, *_sizes(op, FEW, "F32", 0), start=3), "gpu", LARGE_GROUP) for op in _ops()]
+    tile = Job(Case("matmul", {"T": 5, "n": 17, "m": 3}), "gpu", LARGE_GROUP)
+    return [tile, *made, *wide]  # the slow one first, so that nobody waits for it in the end
+
+
+def _ops() -> list[Op]:
+    return [OPS[name] for name in TABLE]
+
+
+def _cases(op: Op) -> Iterator[Case]:
+    """Few and many tokens, by the kernel and through a plan; every dtype, of which the first takes each way."""
+    for i, dtype in enumerate(dtypes(op)):
+        kind: dict[str, Any] = {"format": dtype} if dtype in FORMATS else {"kv": {"f32": "float32", "f16": "float16"}[dtype]}
+        few, many = _sizes(op, FEW, dtype, 0), _sizes(op, MANY, dtype, 1)
+        yield Case(op.name, *few, start=FEW["S"] - FEW["T"], **kind)
+        yield Case(op.name, *many, start=MANY["S"] - MANY["T"], path="plan", **kind)
+        if i == 0:
+            yield Case(op.name, *few, start=FEW["S"] - FEW["T"], path="plan", **kind)
+            yield Case(op.name, *many, start=MANY["S"] - MANY["T"], **kind)
+
+
+def _sizes(op: Op, of: Mapping[str, int], dtype: str, which: int) -> tuple[dict[str, int], dict[str, Any]]:
+    """Sizes and attributes of a case. A row of quantised weights has two blocks, or one where 256 are a block and many tokens."""
+    sizes = {letter: of[letter] for o in op.inputs for letter in o.dims}
+    block = FORMATS[dtype].block_size if dtype in FORMATS else 1
+    if block > 1:
+        sizes["n"] = block if block > 32 and which else 2 * block
+        if which:
+            sizes["m" if "m" in sizes else "V"] = 5
+    return sizes, {name: ATTRS[which][name] for name in op.attrs}

@@ -1,0 +1,9 @@
+"""Backends that are wrong in one way each, as real ones have been: what the conformance kit is tested with.
+
+Each is a class on top of numpy's backend; its docstring tells what is wrong. `MUTANTS` has them all.
+"""
+
+from . import attention, elementwise, memory, plans, products, weights
+from .mutant import MUTANTS
+
+__all__ = ["MUTANTS", "attention", "elementwise", "memory", "plans", "products", "weights"]

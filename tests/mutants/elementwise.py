@@ -1,0 +1,341 @@
+"""Wrong in what is done to every number or row by itself: norms, rope, softmax, activations, sums, rows that are picked."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import ops
+from backends.base import kernel
+from backends.numpy import Numpy
+
+from .mutant import wrong
+
+
+def turned(x, angle, neox, r):
+    """rope by these angles [T, r]."""
+    cos, sin = (f(angle)[:, None, :].astype(np.float32) for f in (np.cos, np.sin))
+    first, second = (np.s_[..., :r], np.s_[..., r : 2 * r]) if neox else (np.s_[..., 0 : 2 * r : 2], np.s_[..., 1 : 2 * r : 2])
+    y = x.copy()
+    y[first], y[second] = x[first] * cos - x[second] * sin, x[first] * sin + x[second] * cos
+    return y
+
+
+@wrong("rope")
+class RopePairsSwapped(Numpy):
+    """The pairs of GPT-NeoX where LLaMA's were asked for, and the other way round."""
+
+    @kernel(ops.rope)
+    def rope(self, x, positions, freqs, *, neox=False):
+        return super().rope(x, positions, freqs, neox=not neox)
+
+
+@wrong("rope")
+class RopeIgnoresNeox(Numpy):
+    """Neighbours are a pair, whatever was asked for."""
+
+    @kernel(ops.rope)
+    def rope(self, x, positions, freqs, *, neox=False):
+        return super().rope(x, positions, freqs)
+
+
+@wrong("rope")
+class RopeOneFurther(Numpy):
+    """Positions are counted from one."""
+
+    @kernel(ops.rope)
+    def rope(self, x, positions, freqs, *, neox=False):
+        return super().rope(x, positions + 1, freqs, neox=neox)
+
+
+@wrong("rope")
+class RopeInSinglePrecision(Numpy):
+    """Angles rounded to float32: right at the beginning of a text, wrong far into it."""
+
+    @kernel(ops.rope)
+    def rope(self, x, positions, freqs, *, neox=False):
+        angle = positions.astype(np.float32)[:, None] * freqs
+        return turned(x, angle.astype(np.float64), neox, len(freqs))
+
+
+@wrong("rope")
+class RopeTurnsBack(Numpy):
+    """The sign of the sine is wrong."""
+
+    @kernel(ops.rope)
+    def rope(self, x, positions, freqs, *, neox=False):
+        return super().rope(x, -positions, freqs, neox=neox)
+
+
+@wrong("rope")
+class RopeFromTheFirstRow(Numpy):
+    """Row t stands at positions[0] + t, also where positions are not consecutive."""
+
+    @kernel(ops.rope)
+    def rope(self, x, positions, freqs, *, neox=False):
+        return super().rope(x, positions[0] + np.arange(len(x)), freqs, neox=neox)
+
+
+@wrong("rope")
+class RopeAllComponents(Numpy):
+    """The components that should stay as they are, beyond 2 r, are cleared."""
+
+    @kernel(ops.rope)
+    def rope(self, x, positions, freqs, *, neox=False):
+        y = super().rope(x, positions, freqs, neox=neox)
+        y[..., 2 * len(freqs) :] = 0
+        return y
+
+
+@wrong("rope", "run-", "graph-")
+class RopeRemembersThePosition(Numpy):
+    """The cosines of the last step serve again if it began at the same position, though the frequencies are others."""
+
+    def _turn(self, positions, freqs):
+        key = (int(positions[0]), len(positions), len(freqs))
+        if getattr(self, "_key", None) != key:
+            self._key, self._made = key, np.exp(1j * (positions[:, None] * freqs.astype(np.float64))[:, None]).astype(np.complex64)
+        return self._made
+
+
+@wrong("rmsnorm")
+class EpsOutsideTheRoot(Numpy):
+    """x / (sqrt(mean(x^2)) + eps)"""
+
+    @kernel(ops.rmsnorm)
+    def rmsnorm(self, x, weight, *, eps):
+        return x / (np.sqrt(np.mean(x * x, axis=-1, keepdims=True)) + np.float32(eps)) * weight
+
+
+@wrong("rmsnorm")
+class EpsMissing(Numpy):
+    """Right until a row is small."""
+
+    @kernel(ops.rmsnorm)
+    def rmsnorm(self, x, weight, *, eps):
+        return super().rmsnorm(x, weight, eps=0.0)
+
+
+@wrong("rmsnorm")
+class EpsFixed(Numpy):
+    """1e-5 as in LLaMA, whatever the model says."""
+
+    @kernel(ops.rmsnorm)
+    def rmsnorm(self, x, weight, *, eps):
+        return super().rmsnorm(x, weight, eps=1e-5)
+
+
+@wrong("rmsnorm")
+class MeanOfOneLess(Numpy):
+    """The sum of squares is divided by n - 1, as for an estimate of a variance."""
+
+    @kernel(ops.rmsnorm)
+    def rmsnorm(self, x, weight, *, eps):
+        n = x.shape[1]
+        return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) / max(n - 1, 1) + np.float32(eps)) * weight
+
+
+@wrong("rmsnorm")
+class NormOfHalves(Numpy):
+    """Squares are added up in float16, which ends at 65504."""
+
+    @kernel(ops.rmsnorm)
+    def rmsnorm(self, x, weight, *, eps):
+        square = np.mean(np.square(x).astype(np.float16), axis=-1, keepdims=True, dtype=np.float16).astype(np.float32)
+        return x / np.sqrt(square + np.float32(eps)) * weight
+
+
+@wrong("rmsnorm")
+class NormOverwritesItsInput(Numpy):
+    """Computes in place."""
+
+    @kernel(ops.rmsnorm)
+    def rmsnorm(self, x, weight, *, eps):
+        y = super().rmsnorm(x, weight, eps=eps)
+        if x.flags.writeable:
+            x *= weight
+        return y
+
+
+@wrong("softmax")
+class SoftmaxWithoutMax(Numpy):
+    """exp(x) / sum(exp(x)), which overflows at 88."""
+
+    @kernel(ops.softmax)
+    def softmax(self, x):
+        e = np.exp(x)
+        return e / e.sum(axis=-1, keepdims=True)
+
+
+@wrong("softmax")
+class SoftmaxMaxFromZero(Numpy):
+    """The search for the largest begins with 0: rows of very negative scores vanish."""
+
+    @kernel(ops.softmax)
+    def softmax(self, x):
+        e = np.exp(x - x.max(axis=-1, keepdims=True, initial=0))
+        return e / e.sum(axis=-1, keepdims=True)
+
+
+@wrong("softmax")
+class SoftmaxMaxOfAll(Numpy):
+    """The largest of all rows is taken away from each, not the row's own."""
+
+    @kernel(ops.softmax)
+    def softmax(self, x):
+        e = np.exp(x - x.max())
+        return e / e.sum(axis=-1, keepdims=True)
+
+
+@wrong("softmax")
+class SoftmaxForgetsTheTail(Numpy):
+    """The sum is over whole groups of four."""
+
+    @kernel(ops.softmax)
+    def softmax(self, x):
+        e = np.exp(x - x.max(axis=-1, keepdims=True))
+        whole = max(x.shape[-1] // 4 * 4, min(x.shape[-1], 4))
+        return e / e[..., :whole].sum(axis=-1, keepdims=True)
+
+
+@wrong("silu")
+class SiluByTanh(Numpy):
+    """sigmoid by a quick tanh, good to a thousandth."""
+
+    @kernel(ops.silu)
+    def silu(self, x):
+        t = np.clip(x / 2, -3, 3)
+        return x * np.float32(0.5) * (1 + t * (27 + t * t) / (27 + 9 * t * t))
+
+
+@wrong("silu")
+class SiluFastExp(Numpy):
+    """exp by a trick with the exponent's bits, good to a thousandth."""
+
+    @kernel(ops.silu)
+    def silu(self, x):
+        with np.errstate(over="ignore"):
+            return x / (1 + np.exp(-x) * (1 + np.float32(1e-3) * np.sin(50 * x)))
+
+
+@wrong("silu")
+class SiluOfLargeNumbers(Numpy):
+    """x exp(x) / (1 + exp(x)): inf / inf for a large x."""
+
+    @kernel(ops.silu)
+    def silu(self, x):
+        e = np.exp(x)
+        return x * e / (1 + e)
+
+
+@wrong("swiglu")
+class SwigluSwapped(Numpy):
+    """silu of the other operand."""
+
+    @kernel(ops.swiglu)
+    def swiglu(self, gate, up):
+        return super().swiglu(up, gate)
+
+
+@wrong("swiglu")
+class SwigluIsGeglu(Numpy):
+    """GELU by its tanh formula where SiLU is meant."""
+
+    @kernel(ops.swiglu)
+    def swiglu(self, gate, up):
+        return gate * (1 + np.tanh(np.float32(0.7978846) * (gate + np.float32(0.044715) * gate**3))) / 2 * up
+
+
+@wrong("add_bias")
+class BiasTwice(Numpy):
+    """The bias is added twice if there is more than one token."""
+
+    @kernel(ops.add_bias)
+    def add_bias(self, x, bias):
+        return x + bias * (2 if len(x) > 1 else 1)
+
+
+@wrong("add_bias")
+class BiasOfTheFirstRow(Numpy):
+    """Only the first token gets the bias."""
+
+    @kernel(ops.add_bias)
+    def add_bias(self, x, bias):
+        y = x.copy()
+        y[0] += bias
+        return y
+
+
+@wrong("add")
+class AddInHalf(Numpy):
+    """The residual connection in float16."""
+
+    @kernel(ops.add)
+    def add(self, a, b):
+        return (a.astype(np.float16) + b.astype(np.float16)).astype(np.float32)
+
+
+@wrong("add")
+class AddInPlace(Numpy):
+    """The sum takes the memory of its first operand."""
+
+    @kernel(ops.add)
+    def add(self, a, b):
+        return np.add(a, b, out=a if a.flags.writeable else None)
+
+
+@wrong("mul")
+class MulForgetsTheTail(Numpy):
+    """The last numbers, fewer than eight of them, are copied."""
+
+    @kernel(ops.mul)
+    def mul(self, a, b):
+        y = a * b
+        tail = y.size % 8
+        y.reshape(-1)[y.size - tail :] = a.reshape(-1)[y.size - tail :]
+        return y
+
+
+@wrong("get_rows")
+class RowsInOrder(Numpy):
+    """The rows that are asked for, sorted."""
+
+    @kernel(ops.get_rows)
+    def get_rows(self, x, ids):
+        return x[np.sort(ids)]
+
+
+@wrong("get_rows")
+class RowsOnce(Numpy):
+    """The last rows, as many as are asked for: right for the one whose logits a step wants."""
+
+    @kernel(ops.get_rows)
+    def get_rows(self, x, ids):
+        return x[np.arange(len(x) - len(ids), len(x))] if len(ids) <= len(x) else x[ids]
+
+
+@wrong("get_rows")
+class RowsAreAView(Numpy):
+    """Rows that follow each other are not copied."""
+
+    @kernel(ops.get_rows)
+    def get_rows(self, x, ids):
+        follow = len(ids) == 1 or (np.diff(ids) == 1).all()
+        return x[int(ids[0]) : int(ids[0]) + len(ids)] if follow else x[ids]
+
+
+@wrong("split_heads")
+class HeadsInterleaved(Numpy):
+    """Head i gets every h-th column."""
+
+    @kernel(ops.split_heads)
+    def split_heads(self, x, *, h):
+        return x.reshape(len(x), -1, h).transpose(0, 2, 1)
+
+
+@wrong("merge_heads")
+class HeadsMergedByColumn(Numpy):
+    """The first columns of all heads come first."""
+
+    @kernel(ops.merge_heads)
+    def merge_heads(self, x):
+        return x.transpose(0, 2, 1).reshape(len(x), -1)
