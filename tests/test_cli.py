@@ -63,6 +63,8 @@ def test_generation_flags_are_llama_cpps():
     for flag in (
         "-m", "-p", "-n", "-c", "-b", "-t", "-ngl", "-s", "--seed", "--temp", "--top-k", "--top-p", "--min-p",
         "--repeat-penalty", "--backend", "--no-mmap", "--verbose-prompt", "-f", "--trace", "--weights-memory",
+        "--n-gpu-layers", "--gpu-layers", "--layers", "--device", "-mg", "--main-gpu", "--device-memory", "-ctk", "-ctv",
+        "--cache-type-k", "--cache-type-v", "--device-features",
     ):  # fmt: skip
         assert re.search(rf"(^|\s){flag}[\s,]", told), flag
 
@@ -85,7 +87,12 @@ def test_generation_flags_are_llama_cpps():
         (["run", "-m", MODEL, "-c", "-1"], 2, "-c/--ctx-size: -1 is out of range"),
         (["run", "-m", MODEL, "-b", "0"], 2, "-b/--batch-size: 0 is out of range"),
         (["run", "-m", MODEL, "-t", "0"], 2, "-t/--threads: 0 is out of range"),
-        (["run", "-m", MODEL, "-ngl", "some"], 2, "-ngl"),
+        (["run", "-m", MODEL, "-ngl", "some"], 2, "-ngl takes a number of layers, all or auto"),
+        (["run", "-m", MODEL, "-ctk", "q8_0"], 2, "-ctk/--cache-type-k"),
+        (["run", "-m", MODEL, "--device-memory", "much"], 2, "--device-memory"),
+        (["run", "-m", MODEL, "-mg", "0"], 1, "the backend numpy has no devices"),
+        (["run", "-m", MODEL, "--layers", "numpy:5-9"], 1, "names layer 9: the model has layers 0 to 1"),
+        (["run", "-m", MODEL, "--layers", "numpy:0", "-ngl", "2"], 1, "give either -ngl"),
         (["run", "-m", MODEL, "--temp", "nan"], 2, "nan is not a finite number"),
         (["run", "-m", MODEL, "--temp", "warm"], 2, "'warm' is not a number"),
         (["run", "-m", MODEL, "--top-k", "few"], 2, "--top-k: 'few'"),

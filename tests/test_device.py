@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ from ops.tensor import Tensor
 cl = pytest.importorskip("pyopencl", reason="pyopencl is not installed: pip install -e '.[opencl]'")
 
 from backends.opencl import OpenCL  # noqa: E402
+from tinyllama import Model  # noqa: E402
+
+TINY = Path(__file__).parent / "data" / "tiny" / "llama-q.gguf"
 
 
 @pytest.fixture
@@ -226,3 +230,25 @@ def test_threads_of_a_cpu_may_be_fewer():
 def test_unknown_features_are_told():
     with pytest.raises(BackendError, match="--device-features vax: opencl has kernels for 'cpu' and for 'gpu'"):
         get_backend("opencl", Options(device_features="vax"))
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+@pytest.mark.parametrize("fuse", [True, False])
+def test_warming_up_compiles_and_changes_nothing(kind, fuse):
+    """Kernels are tried on garbage, but they must find their way: positions and token ids are right, caches in use are spared."""
+    model = Model.load(TINY, backend=OpenCL(Options(device_features=kind, fuse=fuse)), type_k="f32", type_v="f32")
+    tokens, fresh = model.tokenize("the hand of the king"), model.context(n_ctx=64)
+    fresh.warm_up()
+    used = model.context(n_ctx=64)
+    first = used.eval(tokens, "all")
+    told = []
+    used.warm_up(lambda items, what: [*(told.append((what, len(items))) or items)])
+    np.testing.assert_array_equal(used.eval([5]), _after(fresh, tokens, [5]))
+    used.rewind(0)
+    np.testing.assert_array_equal(used.eval(tokens, "all"), first)
+    assert ("compiling kernels", 0) in told  # the other context has done it
+
+
+def _after(context, tokens, more):
+    context.eval(tokens)
+    return context.eval(more)

@@ -84,8 +84,9 @@ def test_all_pages_are_in_the_index():
     assert [page.name for page in PAGES[2:] if page.name != "README.md" and f"]({page.name})" not in index] == []
 
 
-def test_flags_that_the_docs_name_exist():
-    known = {"--help", "--version"}
+def test_flags_that_the_docs_name_exist(pytestconfig):
+    of_pytest = {f"--{name.replace('_', '-')}" for name in vars(pytestconfig.option)}  # the conformance kit's among them
+    known = {"--help", "--version"} | of_pytest
     for module in COMMANDS.values():
         parser = Parser()
         module.add_arguments(parser)

@@ -12,10 +12,8 @@ from ops.errors import OptionError
 from ops.graph import Graph
 
 Shapes = dict[str, tuple[int, tuple[int, ...]]]  # a cache's leaf -> its layer, the shape of one place
-TYPES: dict[str, np.dtype] = {
-    "f32": np.dtype(np.float32),
-    "f16": np.dtype(np.float16),
-}  # by the names of llama.cpp's -ctk and -ctv
+# by the names of llama.cpp's -ctk and -ctv
+TYPES: dict[str, np.dtype] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
 
 
 @dataclass(frozen=True)

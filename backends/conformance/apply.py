@@ -62,7 +62,9 @@ def by_plan(backend: Backend, op: Op, operands: Sequence[Array | Tensor], attrs:
     As in a model, caches, weights and other constants are bound; keys and values are what `kv_write` shows of a cache, of
     which the step writes the last T rows, and whose rows after them hold poison.
     """
-    graph, bound, inputs = Graph(), {}, {}
+    graph = Graph()
+    bound: dict[str, Any] = {}
+    inputs: dict[str, Array] = {}
     leaves = []
     for operand, x in zip(op.inputs, operands, strict=True):
         shape: list[Dim] = [d if d in SYMBOLIC else n for d, n in zip(operand.dims, x.shape, strict=True)]
@@ -88,7 +90,9 @@ def by_plan(backend: Backend, op: Op, operands: Sequence[Array | Tensor], attrs:
         elif operand.written:
             bound[operand.name] = _buffer(backend, x, operand)
         elif operand.dtype == "float" and not set(operand.dims) & set(SYMBOLIC):
-            bound[operand.name] = Tensor(operand.name, x.shape, FORMATS["F32"], np.ascontiguousarray(x, np.float32).view(np.uint8))
+            bound[operand.name] = Tensor(
+                operand.name, x.shape, FORMATS["F32"], np.ascontiguousarray(x, np.float32).view(np.uint8)
+            )
         else:
             inputs[operand.name] = x
     graph.outputs = [op.formula(*leaves, **attrs) if op.fused else op(*leaves, **attrs)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,7 +40,7 @@ def weight(rng: np.random.Generator, name: str, shape: tuple[int, ...], format_n
     return Tensor(name, shape, kind, blocks.reshape(*shape[:-1], -1))
 
 
-def _scales(rng: np.random.Generator, n: int, scales: str) -> NDArray[np.float64]:
+def _scales(rng: np.random.Generator, n: int, scales: str) -> Any:
     """float16's whole range: denormal below 6e-5, the smallest 6e-8, the largest 65504."""
     sign = rng.choice([-1.0, 1.0], n)
     if scales == "mixed":
@@ -60,7 +62,7 @@ def _floats(rng: np.random.Generator, n: int, kind: BlockFormat, scales: str) ->
     return single.view(np.uint8).reshape(n, 4)[:, 4 - kind.block_bytes :]  # BF16 is the upper half of a float32
 
 
-def _usable(kind: BlockFormat, blocks: Bytes) -> NDArray[np.bool_]:
+def _usable(kind: BlockFormat, blocks: Bytes) -> Any:
     with np.errstate(all="ignore"):
         weights = kind.dequantize(blocks)
         return np.isfinite(weights).all(axis=1) & (np.abs(weights) < LARGEST).all(axis=1)

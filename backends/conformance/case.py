@@ -43,7 +43,7 @@ class Case:
         return [self._operand(rng, OPS[self.op], operand) for operand in OPS[self.op].inputs]
 
     def truth(self) -> tuple[Array, dict[str, Array]]:
-        """The formula in float64: output, and the operands that it writes. A cache keeps its dtype: what is written is rounded."""
+        """The formula in float64: output, and the operands that it writes. A cache keeps its dtype, and rounds."""
         op, operands = OPS[self.op], self.operands_in_double()
         with np.errstate(all="ignore"):
             output = np.array(op.formula(*operands, **self.attrs))

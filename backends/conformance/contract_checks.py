@@ -37,7 +37,11 @@ def _shape(data: Draws) -> tuple[int, ...]:
 
 
 def _cache_shape(data: Draws) -> tuple[int, int, int]:
-    rows, k, d = data.draw(st.sampled_from(ROWS)), data.draw(st.sampled_from((1, 2, 3))), data.draw(st.sampled_from((64, 2, 7, 80)))
+    rows, k, d = (
+        data.draw(st.sampled_from(ROWS)),
+        data.draw(st.sampled_from((1, 2, 3))),
+        data.draw(st.sampled_from((64, 2, 7, 80))),
+    )
     return rows, k, d
 
 
@@ -72,7 +76,7 @@ def upload(backend: Backend, data: Draws) -> None:
 
 @check("contract-upload-late")
 def upload_late(backend: Backend, data: Draws) -> None:
-    """When a kernel has been called, or a step of a plan, the arrays that were uploaded for it may change: nobody reads them later."""
+    """Arrays that were uploaded for a kernel, or for a step of a plan, may change after the call: nobody reads them."""
     shape = (data.draw(st.sampled_from(ROWS)), data.draw(st.sampled_from(ROWS)))
     a, b = _rng(data).standard_normal((2, *shape)).astype(np.float32)
     expected, through_plan = a + b, data.draw(st.booleans(), label="through a plan")
@@ -248,4 +252,4 @@ def told(backend: Backend, data: Draws) -> None:
     assert free is None or free >= 0, f"memory_free() is {free}"
     assert used >= 0, f"memory_used() is {used}"
     coverage = backend.coverage(Graph())
-    assert not (coverage.kernel or coverage.decomposed or coverage.on_host), "an empty graph has nodes"
+    assert not coverage.kernel + coverage.decomposed + coverage.on_host, "an empty graph has nodes"

@@ -46,7 +46,10 @@ class Speed:
         return asdict(self)
 
     def row(self) -> list[str]:
-        ours, numpys = (self.microseconds, self.gflops, self.gbytes), (self.numpy_microseconds, self.numpy_gflops, self.numpy_gbytes)
+        ours, numpys = (
+            (self.microseconds, self.gflops, self.gbytes),
+            (self.numpy_microseconds, self.numpy_gflops, self.numpy_gbytes),
+        )
         return [self.op, self.dtype, self.shape, *(f"{x:.3g}" if x < 1000 else f"{x:.0f}" for x in (*ours, *numpys))]
 
 
@@ -54,7 +57,7 @@ HEADINGS = ["op", "dtype", "shape", "us", "GFLOP/s", "GB/s", "numpy us", "GFLOP/
 
 
 def speeds(backend: Backend, expression: str | None = None) -> Iterator[Speed]:
-    """Every op but views, with each dtype; `expression` chooses as -k does. A fused op without a kernel is left out: it never runs."""
+    """Every op but views, with each dtype; `expression` chooses as -k does. A fused op without a kernel never runs."""
     numpys = Numpy(backend.options)
     for op in OPS.values():
         if how(backend, op) == DECOMPOSED:

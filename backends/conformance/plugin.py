@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Generator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,31 +29,33 @@ OPTIONS = (
     ("--skips-file", "FILE", "checks not to run, one name or op:dtype a line, globs allowed"),
     ("--xfails-file", "FILE", "checks that may fail, in the same form"),
 )
+MISSING = object()
 BACKEND: pytest.StashKey[Backend] = pytest.StashKey()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_load_initial_conftests(parser: pytest.Parser) -> Generator[None, None, None]:
+def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser) -> Generator[None, None, None]:
     """Add the options once all others are there."""
     yield
     group = parser.getgroup("conformance", "conformance kit of array backends (pytest --pyargs backends.conformance)")
     for name, metavar, told in OPTIONS:
-        try:
+        if early_config.getoption(name, default=MISSING) is MISSING:  # else it is someone else's
             group.addoption(name, metavar=metavar, default=None, help=told)
-        except ValueError:  # someone else's
-            continue
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Make the backend now: one that cannot be made is one sentence, and not an error a test."""
     if _is_asked_for(session.config):
         backend_of(session.config)
+        excused(session.config)
 
 
 def backend_of(config: pytest.Config) -> Backend:
     """The backend under test. UsageError: none was named, or it cannot be made."""
     if BACKEND in config.stash:
         return config.stash[BACKEND]
+    if find_spec("hypothesis") is None:
+        raise pytest.UsageError("the conformance kit needs hypothesis, which is missing: pip install tinyllama[test]")
     from ops.errors import TinyLlamaError
 
     from ..base import Options
@@ -68,6 +71,22 @@ def backend_of(config: pytest.Config) -> Backend:
     except TinyLlamaError as error:
         raise pytest.UsageError(str(error)) from None
     return made
+
+
+def excused(config: pytest.Config) -> tuple[dict[str, str], dict[str, str]]:
+    """name of a check -> why: those to skip, and those that may fail. UsageError: a file cannot be read, or names nothing."""
+    from ops.errors import OptionError
+
+    from .expected import read_patterns
+    from .suite import checks
+
+    backend_of(config)  # first: its module may register ops
+    paths = (option(config, "--skips-file"), option(config, "--xfails-file"))
+    try:
+        skips, xfails = (read_patterns(path, checks()) if path else {} for path in paths)
+    except OptionError as error:
+        raise pytest.UsageError(str(error)) from None
+    return skips, xfails
 
 
 def option(config: pytest.Config, name: str) -> str | None:
@@ -90,7 +109,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """A failed check tells all by itself; and its code can be copied, without pytest's margin."""
     report = yield
-    if report.failed and report.when == "call" and _is_ours(item) and call.excinfo and call.excinfo.errisinstance(AssertionError):
+    if (
+        report.failed
+        and report.when == "call"
+        and _is_ours(item)
+        and call.excinfo
+        and call.excinfo.errisinstance(AssertionError)
+    ):
         cause = call.excinfo.value.__cause__
         trace = "".join(traceback.format_exception(cause)) if cause else ""
         report.longrepr = f"{call.excinfo.value}\n{trace}"
@@ -122,6 +147,10 @@ def _is_asked_for(config: pytest.Config) -> bool:
     """Does the command line name the kit: its package, its folder or a file in it?"""
     for arg in config.args:
         place = str(arg).split("::")[0]
-        if place.split("[")[0].startswith(PACKAGE) or HERE in (path := Path(config.invocation_params.dir, place)).parents or path == HERE:
+        if (
+            place.split("[")[0].startswith(PACKAGE)
+            or HERE in (path := Path(config.invocation_params.dir, place)).parents
+            or path == HERE
+        ):
             return True
     return False

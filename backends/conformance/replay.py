@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+from hypothesis.errors import HypothesisException
+
 from ..base import Backend
 from .check import Check, Draws
 from .judge import AGAIN, snippet
@@ -43,14 +45,18 @@ def attempt(backend: Backend, check: Check, data: Draws) -> None:
     recorder = _Recorder(data)
     try:
         check.run(backend, cast(Draws, recorder))
-    except AssertionError as error:
+    except HypothesisException:  # a draw that is given up
+        raise
+    except Exception as error:
         if AGAIN in str(error):
             raise
+        wrong = isinstance(error, AssertionError)
+        told = str(error) if wrong else f"raised {type(error).__name__}: {error}"
         shown = repr(recorder.drawn)
         imports = [line for word, line in MADE_OF.items() if word in shown]
         imports.append("from backends.conformance.replay import replay")
         again = snippet(backend, imports, f"replay(backend, {check.name!r}, {shown})")
-        raise AssertionError(f"{check.name} on backend '{backend.name}': {error}\n\n{again}") from error.__cause__
+        raise AssertionError(f"{check.name} on backend '{backend.name}': {told}\n\n{again}") from (None if wrong else error)
 
 
 def replay(backend: Backend, name: str, drawn: Sequence[Any]) -> None:

@@ -22,7 +22,7 @@ EXAMPLES = 100  # hypothesis' own default
 
 @dataclass(frozen=True)
 class Outcome:
-    """`verdict`: ok, fallback (right, but an op had no kernel), FAILED, xfailed (as expected), xpassed (not as expected), skipped."""
+    """`verdict`: ok, fallback (right, but an op had no kernel), FAILED, skipped; xfailed and xpassed where it might fail."""
 
     check: Check
     verdict: str
@@ -49,7 +49,7 @@ def random_seed() -> int:
 def run_check(
     backend: Backend, check: Check, *, examples: int = EXAMPLES, at: int | None = None, shrink: bool = True
 ) -> Outcome:
-    """Draw `examples` cases, from the seed `at`; a case that fails is made small first, unless `shrink` is false."""
+    """Draw `examples` cases, fewer if the check takes long, from the seed `at`; a failing one is then made small (`shrink`)."""
     tally = Tally()
 
     @seed(random_seed() if at is None else at)

@@ -132,11 +132,11 @@ def _answers(backend: str, todo: Sequence[Job], started: list[subprocess.Popen[s
     while todo:
         n_done, begun = 0, False
         with tempfile.TemporaryDirectory() as folder:
-            process = _start(Path(folder, "log"))
+            errors = Path(folder, "errors")
+            process = _start(Path(folder, "log"), errors)
             started.append(process)
             assert process.stdin
             assert process.stdout
-            assert process.stderr
             process.stdin.write(json.dumps({"backend": backend, "jobs": [asdict(job) for job in todo]}))
             process.stdin.close()
             for line in process.stdout:
@@ -147,27 +147,29 @@ def _answers(backend: str, todo: Sequence[Job], started: list[subprocess.Popen[s
                 if not begun:
                     yield todo[n_done], answer["reports"], {(file, name) for file, name in answer["kernels"]}
                     n_done += 1
-            told = [line for line in process.stderr.read().splitlines() if line.strip()]
             code = process.wait()
+            last = (errors.read_text("utf-8", "replace").strip() or "it says nothing").splitlines()[-1].strip()
         if n_done < len(todo) and not begun:
-            raise BackendError(f"oclgrind does not run here (exit code {code}): {told[-1].strip() if told else 'it says nothing'}")
+            raise BackendError(f"oclgrind does not run here (exit code {code}): {last}")
         if begun:
             died = {"kind": "the simulator died", "kernel": "", "file": "", "line": 0, "text": ""}
-            yield todo[n_done], [{**died, "message": f"exit code {code}: {told[-1].strip() if told else ''}"}], set()
+            yield todo[n_done], [{**died, "message": f"exit code {code}: {last}"}], set()
             n_done += 1
         todo = todo[n_done:]
 
 
-def _start(log: Path) -> subprocess.Popen[str]:
+def _start(log: Path, errors: Path) -> subprocess.Popen[str]:
     """A worker that imports what this process can import. No cache of compiled kernels, which have lost their source lines."""
+    log.touch()  # Oclgrind makes it when it has something to do
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     environment = {k: v for k, v in os.environ.items() if k != "PYOPENCL_CTX"}
-    return subprocess.Popen(
-        [*OCLGRIND, "--log", str(log), sys.executable, "-m", "backends.conformance.sanitize_worker"],
-        env={**environment, "PYTHONPATH": path, "PYOPENCL_NO_CACHE": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
+    with errors.open("wb") as stderr:
+        return subprocess.Popen(
+            [*OCLGRIND, "--log", str(log), sys.executable, "-m", "backends.conformance.sanitize_worker"],
+            env={**environment, "PYTHONPATH": path, "PYOPENCL_NO_CACHE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            encoding="utf-8",
+        )

@@ -19,8 +19,8 @@ from .strategies import dtypes
 
 # Two tokens take the kernels of decoding: products row by row (groups of 4 rows), attention query by query.
 # Seven take those of a prompt: tiles of 16 rows and tokens, 4 or 8 queries together, keys in tiles of 64.
-FEW = {"T": 2, "U": 2, "V": 3, "n": 37, "m": 5, "h": 2, "k": 1, "d": 6, "e": 6, "r": 3, "S": 5, "C": 7}
-MANY = {"T": 7, "U": 3, "V": 5, "n": 50, "m": 19, "h": 4, "k": 2, "d": 18, "e": 18, "r": 5, "S": 66, "C": 68}
+FEW = {"T": 2, "U": 2, "V": 3, "n": 37, "m": 5, "h": 4, "k": 2, "d": 6, "e": 6, "r": 3, "S": 5, "C": 7}
+MANY = {"T": 7, "U": 3, "V": 5, "n": 50, "m": 19, "h": 2, "k": 1, "d": 18, "e": 18, "r": 5, "S": 66, "C": 68}
 ATTRS = ({"eps": 1e-5, "scale": 0.3, "neox": False}, {"eps": 1e-5, "scale": 0.3, "neox": True})
 SMALL_GROUP, LARGE_GROUP = 16, 256  # work-items: what a small GPU would allow, and what tiles of 64 need
 

@@ -50,7 +50,7 @@ def dtypes(op: Op) -> list[str]:
 
 
 @st.composite
-def cases(draw: st.DrawFn, op: Op, dtype: str = "f32", **fixed: Any) -> Case:
+def cases(draw: st.DrawFn, /, op: Op, dtype: str = "f32", **fixed: Any) -> Case:
     """A case of this op with a dtype of `dtypes(op)`. `fixed` are fields of Case, or sizes by their letter, that are given."""
     letters = {d for o in op.inputs for d in o.dims}
     has_cache = any(map(is_cache, op.inputs))
@@ -113,7 +113,9 @@ def _sizes(
             options = tuple(of * ratio for ratio in RATIOS.get(letter, HEAD_DIMS))
         elif letter in rows and block > 1:
             options = tuple(block * n for n in (BLOCKS if block > 32 else (*BLOCKS, 8, 9)))
-        elif op.where is not None and letter in op.where.co_names and {*op.where.co_names} <= {letter, *sizes}:  # a bound: often it is reached
+        elif (
+            op.where is not None and letter in op.where.co_names and {*op.where.co_names} <= {letter, *sizes}
+        ):  # a bound: often it is reached
             largest = max((n for n in range(1, 300) if _holds(op, {**sizes, letter: n})), default=1)
             options = (largest, *options)
         sizes[letter] = choose(letter, options)
@@ -138,5 +140,5 @@ def _attr(op: Op, name: str, case: dict[str, Any]) -> st.SearchStrategy[Any]:
         sizes, magnitude = case["sizes"], case["magnitude"]
         unit = magnitude**2 * sizes["d"] ** 0.5 if "d" in sizes else magnitude
         return st.sampled_from(SHARPNESS).map(lambda sharp: float(f"{sharp / unit:.4g}"))
-    annotation = str(inspect.signature(op.formula).parameters[name].annotation)
-    return st.sampled_from(ATTRS.get(name) or BY_TYPE.get(annotation, (1,)))
+    annotation = inspect.signature(op.formula).parameters[name].annotation
+    return st.sampled_from(ATTRS.get(name) or BY_TYPE.get(getattr(annotation, "__name__", annotation), (1,)))

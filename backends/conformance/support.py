@@ -1,4 +1,4 @@
-"""How a backend computes each op: by a kernel of its own, by the ops that a fused one is made of, or by the formula on the host."""
+"""How a backend computes each op: by its own kernel, by the ops that a fused one is made of, or on the host."""
 
 from __future__ import annotations
 

@@ -8,13 +8,11 @@ from hypothesis import strategies as st
 
 from backends.base import Backend
 from backends.conformance.check import Check, Draws
-from backends.conformance.expected import read_patterns
 from backends.conformance.judge import TALLY, Tally
-from backends.conformance.plugin import backend_of, option
+from backends.conformance.plugin import backend_of, excused, option
 from backends.conformance.replay import attempt
 from backends.conformance.suite import checks
 from backends.conformance.support import fallback
-from ops.errors import OptionError
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -23,16 +21,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if option(config, "--backend") is None:  # collected along with something else
         metafunc.parametrize("check", [pytest.param(None, marks=pytest.mark.skip("no --backend is named"))])
         return
-    backend_of(config)  # first: its module may register ops
-    named = checks()
-    try:
-        skips, xfails = (
-            read_patterns(path, named) if (path := option(config, name)) else {} for name in ("--skips-file", "--xfails-file")
-        )
-    except OptionError as error:
-        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+    skips, xfails = excused(config)
     params = []
-    for name, check in named.items():
+    for name, check in checks().items():
         marks: list[pytest.MarkDecorator] = []
         if name in skips:
             marks.append(pytest.mark.skip(reason=skips[name]))
@@ -59,8 +50,14 @@ def tally(request: pytest.FixtureRequest, backend: Backend, check: Check) -> Tal
 @settings(deadline=None, report_multiple_bugs=False, print_blob=False, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_check(backend: Backend, check: Check, tally: Tally, data: Draws) -> None:
+    if check.examples and tally.runs >= check.examples and not tally.failed:
+        return  # it takes long; a failure is made small with as many runs as it takes
+    tally.runs += 1
     token = TALLY.set(tally)
     try:
         attempt(backend, check, data)
+    except BaseException:
+        tally.failed = True
+        raise
     finally:
         TALLY.reset(token)

@@ -110,7 +110,10 @@ TOLERANCES: dict[str, Tolerance] = {
     "silu": Tolerance(lambda s: 6, itself, "exp and a division, which OpenCL lets be off by 3 and 2.5 units in the last place"),
     "swiglu": Tolerance(lambda s: 7, itself, "silu, and one product"),
     "softmax": Tolerance(
-        lambda s: 6, below_the_largest, "exp and a division as in silu; a sum of S numbers, which may be equal", lambda s: s["S"] / 2
+        lambda s: 6,
+        below_the_largest,
+        "exp and a division as in silu; a sum of S numbers, which may be equal",
+        lambda s: s["S"] / 2,
     ),
     "rmsnorm": Tolerance(
         lambda s: 6 + s["n"] ** 0.5 / 2, itself, "a sum of n squares; root and division (3 and 2.5 units in OpenCL), a product"
@@ -119,7 +122,9 @@ TOLERANCES: dict[str, Tolerance] = {
         lambda s: 6, pairs, "angles are exact (float64, or two floats); sin and cos (4 units in OpenCL), two products, a sum"
     ),
     "matmul": Tolerance(
-        lambda s: 2 + s["n"] ** 0.5, terms("matmul"), "a sum of n products: n roundings of partial sums, which go as a random walk"
+        lambda s: 2 + s["n"] ** 0.5,
+        terms("matmul"),
+        "a sum of n products: n roundings of partial sums, which go as a random walk",
     ),
     "attention_scores": Tolerance(lambda s: 2 + s["d"] ** 0.5, terms("attention_scores"), "a sum of d products"),
     "attention_mix": Tolerance(lambda s: 2 + s["S"] ** 0.5, terms("attention_mix"), "a sum of S products"),

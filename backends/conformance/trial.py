@@ -74,7 +74,9 @@ class Trial:
         has_kernel = self.backend.kernel_of(op) is not None or not op.fused
         apply = by_kernel if self._path == "kernel" and has_kernel else by_plan
         with np.errstate(all="ignore"):
-            return apply(self.backend, op, operands, attrs)
+            applied = apply(self.backend, op, operands, attrs)
+        assert op.view_of or not applied.shared, f"the result of {op.name} lies in the memory of its operand {applied.shared}"
+        return applied
 
     def _draw(self, strategy: st.SearchStrategy[Any], label: str) -> Any:
         return self._data.draw(strategy, label=label)

@@ -46,8 +46,8 @@ class DevicePlan:
         self._caches = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, DeviceArray)}
         self._tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
         self._resident: Arrays = {}
-        # the sizes of values between nodes do not depend on S, unless attention runs in parts
-        self._needs_seen = any("S" in v.shape for v in _own_values(graph, self._inputs.values()))
+        # no size depends on S, unless attention runs in parts, or what is seen of a cache is a result
+        self._needs_seen = any("S" in v.shape for v in [*_own_values(graph, self._inputs.values()), *graph.outputs])
         self._largest = {"T": 1, "U": 1, **sizes}
         self._shared = scratch(graph, list(self._inputs.values()), self._largest)
         self._buffers: list[Memory] = [self._runtime.allocate(n) for n in self._shared.sizes]
@@ -60,24 +60,32 @@ class DevicePlan:
     def warm_up(self, progress: Progress) -> None:
         """Bring the weights to the device, and compile each kernel that steps of one token and of many will want."""
         self._bring_weights(progress)
-        new: dict[tuple[Any, ...], Launch] = {}
-        for n_tokens in {1, self._largest["T"]}:
-            sizes = {**self._largest, "T": n_tokens, "S": n_tokens}
-            spare = {  # a launch writes where its arguments say: not into a cache that is in use
-                name: self._backend.allocate((n_tokens, *c.shape[1:]), c.dtype) for name, c in self._caches.items()
-            }
-            arrays = self._arrays(sizes, {**self._caches, **spare})
-            for name, value in self._inputs.items():
-                if value.dtype == "int":
-                    shape = arrays[value].shape
-                    self._write(arrays[value], np.arange(n_tokens) if name == "positions" else np.zeros(shape))
+        todo: dict[tuple[Any, ...], tuple[int, Arrays, Launch]] = {}
+        for n_tokens in sorted({1, self._largest["T"]}):
+            arrays = self._arrays({**self._largest, "T": n_tokens, "S": n_tokens}, self._spare_caches(n_tokens))
             for node in self._graph.nodes:
                 for launch in self._launches(node, arrays):
                     if not self._runtime.is_compiled(launch):
-                        new.setdefault((launch.program, launch.kernel, launch.group_size), launch)
-        for launch in progress(list(new.values()), "compiling kernels"):
+                        todo.setdefault((launch.program, launch.kernel, launch.group_size), (n_tokens, arrays, launch))
+        written = 0
+        for n_tokens, arrays, launch in progress(list(todo.values()), "compiling kernels"):
+            if written != n_tokens:  # what kernels find their way by must be right; the numbers may be anything
+                for name, value in self._inputs.items():
+                    if value.dtype == "int":
+                        self._write(
+                            arrays[value], np.arange(n_tokens) if name == "positions" else np.zeros(arrays[value].shape)
+                        )
+                written = n_tokens
             self._runtime.prepare([launch])()
             self._runtime.finish()
+
+    def _spare_caches(self, n_tokens: int) -> dict[str, DeviceArray]:
+        """Caches of a few rows that lie where results do: nothing may be written to those in use."""
+        memory = max(self._buffers, key=lambda m: m.nbytes, default=None)
+        return {
+            name: DeviceArray(memory, (n_tokens, *cache.shape[1:]), cache.dtype) if memory else cache
+            for name, cache in self._caches.items()
+        }
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
         program = self._program(self._sizes(inputs), observe is not None)
@@ -138,11 +146,10 @@ class DevicePlan:
 
     def _make_room(self, sizes: Sizes) -> None:
         """Wider buffers, if this step is larger than any that was expected."""
-        if all(sizes.get(dim, 0) <= self._largest.get(dim, 0) for dim in sizes):
+        limit = {"S": self._largest.get("C", 0), **self._largest}
+        if all(size <= limit.get(dim, 0) for dim, size in sizes.items()):
             return
         largest = {dim: max(sizes.get(dim, 0), self._largest.get(dim, 0)) for dim in {*sizes, *self._largest}}
-        if "S" in largest:  # it grows with every token: not each of them should come here
-            largest["S"] = -(-largest["S"] // 256) * 256
         self._programs.clear()
         self._buffers.clear()  # before the new ones: both may not fit
         self._largest = {}  # if memory runs out now, the next step comes here again
@@ -180,7 +187,7 @@ def scratch(graph: Graph, inputs: Sequence[Value], sizes: Sizes) -> Shared:
         root[node.output] = root[_viewed(node)] if node.op.view_of else node.output
     last_use = {root[v]: i for i, n in enumerate(graph.nodes) for v in n.inputs}
     last_use |= {root[v]: len(graph.nodes) for v in graph.outputs}
-    known = {"S": sizes.get("T", 1), **sizes}
+    known = {"S": sizes.get("C", sizes.get("T", 1)), **sizes}  # S, in a graph that has it, may become as large as a cache is
     values = _own_values(graph, inputs)
     return share(
         [Lifetime(4 * int(np.prod(_shape(v, known))), moment.get(v, 0), last_use.get(v, moment.get(v, 0))) for v in values]

@@ -1,4 +1,7 @@
-"""The launch table's products: where nearly all the time goes. Their weights are blocks, unpacked where they are used."""
+"""The launch table's products, where nearly all of the time goes. Weights stay in their blocks, unpacked where they are used.
+
+A weight may lie in several buffers, each with some of its rows: then there is a launch for each, which writes their columns of y.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,16 @@ import ops
 
 from .array import DeviceArray, DeviceWeight, Part
 from .launch import Launch, lanes, launches
-from .runtime import Limits
+from .runtime import Limits, Memory
 
-FEW = 4  # tokens up to which each of them reads the weights anew
+# Up to so many tokens, unpacking the weights again for each token is faster than bringing them into a form that serves many.
+# Measured with PoCL on two cores of a Xeon (AVX-512), 1536 x 768, milliseconds for 1, 2, 4, 8 tokens:
+#   Q4_1  matvec 0.06 0.12 0.24 0.48    Q6_K  matvec 0.09 0.18 0.37 0.74    F32  matvec 0.11 0.22 0.45 0.90
+#         panel  0.36 ................        panel  0.35 ................       panel  0.35 ................
+FEW = 4
+SHARE = (
+    1 << 16
+)  # weights for a work-group of a CPU: some 10 microseconds, enough to be worth it, and enough groups for all cores
 
 
 @launches(ops.matmul)
@@ -27,71 +37,75 @@ def matmul(limits: Limits, x: DeviceArray, weight: DeviceWeight, y: DeviceArray)
 @launches(ops.embedding)
 def embedding(limits: Limits, tokens: DeviceArray, table: DeviceWeight, y: DeviceArray) -> Iterator[Launch]:
     n_tokens, n = y.shape
+    n_lanes = lanes(limits, 32)
     for part in table.parts:
         yield Launch(
-            source="products.c",
+            source="embedding.c",
             kernel="embedding",
             args=(tokens.memory, part.memory, y.memory, n, _row_bytes(table), part.n_rows, part.first_row),
             groups=(n_tokens,),
-            group_size=lanes(limits, 32),
-            defines={**_format(table), "LANES": lanes(limits, 32), "ROWS": 4, "STEP": 1},
+            group_size=n_lanes,
+            defines={**_format(table), "LANES": n_lanes},
         )
 
 
 def _matvec(limits: Limits, x: DeviceArray, weight: DeviceWeight, part: Part, y: DeviceArray) -> Launch:
     n_tokens, n = x.shape
     n_lanes = lanes(limits, 32)
-    rows = 4
-    share = rows if limits.kind == "gpu" else max(rows, -(-part.n_rows // (8 * rows)) * rows)
+    if limits.kind == "cpu":
+        rows, step = 2, _runs(weight)
+        share = rows * max(1, SHARE // (rows * n))
+    else:
+        rows, step = 4, 1
+        share = rows
     return Launch(
-        source="products.c",
+        source="matvec.c",
         kernel="matvec",
-        args=(
-            *(x.memory, part.memory, y.memory, n, _row_bytes(weight), part.n_rows),
-            *(share, part.first_row, weight.shape[0]),
-        ),
+        args=(*_operands(x, weight, part, y), share),
         groups=(-(-part.n_rows // share), n_tokens),
         group_size=n_lanes,
-        defines={**_format(weight), "LANES": n_lanes, "ROWS": rows, "STEP": _runs(weight) if limits.kind == "cpu" else 1},
+        defines={**_format(weight), "LANES": n_lanes, "ROWS": rows, "STEP": step},
         local_bytes=4 * n_lanes,
     )
 
 
 def _panel(x: DeviceArray, weight: DeviceWeight, part: Part, y: DeviceArray) -> Launch:
-    n_tokens, n = x.shape
+    n_tokens = x.shape[0]
     rows, share = 16, 256
     return Launch(
-        source="products_panel.c",
+        source="matmul_panel.c",
         kernel="matmul_panel",
-        args=(
-            *(x.memory, part.memory, y.memory, n, _row_bytes(weight), part.n_rows),
-            *(part.first_row, weight.shape[0], n_tokens, share),
-        ),
+        args=(*_operands(x, weight, part, y), n_tokens, share),
         groups=(-(-part.n_rows // rows), -(-n_tokens // share)),
         group_size=1,
-        defines={**_format(weight), "LANES": 1, "DEPTH": 256},
+        defines={**_format(weight), "LANES": 1},
     )
 
 
 def _tile(limits: Limits, x: DeviceArray, weight: DeviceWeight, part: Part, y: DeviceArray) -> Launch:
-    n_tokens, n = x.shape
-    tile = next(t for t in (64, 32, 16, 8, 4) if t * t // 16 <= limits.group_size and _tile_bytes(t) <= limits.local_memory)
+    n_tokens = x.shape[0]
+    fitting = (t for t in (64, 32, 16, 8) if t * t // 16 <= limits.group_size and _tile_bytes(t) <= limits.local_memory)
+    tile = next(fitting, 4)
     return Launch(
-        source="products_tile.c",
+        source="matmul_tile.c",
         kernel="matmul_tile",
-        args=(
-            *(x.memory, part.memory, y.memory, n, _row_bytes(weight), part.n_rows),
-            *(part.first_row, weight.shape[0], n_tokens),
-        ),
+        args=(*_operands(x, weight, part, y), n_tokens),
         groups=(-(-part.n_rows // tile), -(-n_tokens // tile)),
-        group_size=tile * tile // 16,
+        group_size=tile * tile // 16,  # each work-item has 4 x 4 results
         defines={**_format(weight), "LANES": tile * tile // 16, "TILE": tile},
         local_bytes=_tile_bytes(tile),
     )
 
 
 def _tile_bytes(tile: int) -> int:
-    return 2 * 4 * 16 * (tile + 1)
+    """Of two tiles of 32 numbers a row, one of x and one of the weight, in float32."""
+    return 2 * 32 * (tile + 1) * 4
+
+
+def _operands(x: DeviceArray, weight: DeviceWeight, part: Part, y: DeviceArray) -> tuple[Memory | int, ...]:
+    """What all three products are told first: x, weight, y, n, row_bytes, rows, first_row, m."""
+    m, n = weight.shape
+    return (x.memory, part.memory, y.memory, n, _row_bytes(weight), part.n_rows, part.first_row, m)
 
 
 def _row_bytes(weight: DeviceWeight) -> int:
@@ -99,10 +113,11 @@ def _row_bytes(weight: DeviceWeight) -> int:
 
 
 def _runs(weight: DeviceWeight) -> int:
-    """Runs of 16 weights in a block; a run of floats counts as one."""
+    """Runs of 16 weights in a block; 16 floats count as one."""
     return max(weight.format.block_size // 16, 1)
 
 
 def _format(weight: DeviceWeight) -> dict[str, int | str]:
+    """What blocks.c has to know."""
     f, runs = weight.format, _runs(weight)
     return {f"FORMAT_{f.name}": 1, "RUNS": runs, "BLOCK_BYTES": 16 * runs // f.block_size * f.block_bytes}

@@ -23,7 +23,7 @@ class InParts(Numpy):
     def hidden(self, positions, n_keys):
         return np.arange(n_keys) > positions[:, None]
 
-    def weights(self, kq):
+    def shares(self, kq):
         e = np.exp(kq - kq.max(axis=-1, keepdims=True))
         return e / e.sum(axis=-1, keepdims=True)
 
@@ -37,7 +37,7 @@ class InParts(Numpy):
         hidden = self.hidden(positions, len(keys))
         y = [
             self.mixed(
-                self.weights(np.where(hidden, np.float32(-np.inf), self.scores(q[:, i], keys[:, j], scale))), values[:, j], i
+                self.shares(np.where(hidden, np.float32(-np.inf), self.scores(q[:, i], keys[:, j], scale))), values[:, j], i
             )
             for i, j in enumerate(heads)
         ]
@@ -128,7 +128,7 @@ class ScoresInHalf(InParts):
 class AttentionWithoutMax(InParts):
     """exp of the scores as they are."""
 
-    def weights(self, kq):
+    def shares(self, kq):
         e = np.exp(kq)
         return e / e.sum(axis=-1, keepdims=True)
 
@@ -137,18 +137,17 @@ class AttentionWithoutMax(InParts):
 class MaxOfTheFirstTile(InParts):
     """The largest of the first 32 scores is taken for the largest of all."""
 
-    def weights(self, kq):
+    def shares(self, kq):
         e = np.exp(kq - kq[:, :32].max(axis=-1, keepdims=True))
         return e / e.sum(axis=-1, keepdims=True)
 
 
 @wrong("attention")
-class LastHeadNotDivided(InParts):
-    """The sum of the last head's weights stays as it is, when there are several heads."""
+class SeventhHeadNotDivided(InParts):
+    """The weights of one head are not divided by their sum."""
 
     def mixed(self, p, values, i):
-        y = p @ values
-        return y * 2 if i == 6 else y
+        return p @ values / (p.max(axis=-1, keepdims=True) if i == 6 else 1)
 
 
 @wrong("attention")
@@ -169,7 +168,7 @@ class ReadsOneKeyLess(Numpy):
         return super().attention(q, keys[:n], values[:n], positions, scale=scale)
 
 
-@wrong("attention")
+@wrong("law-attention-mean", "graph-layer", "attention")
 class ReadsPastTheLastKey(Numpy):
     """Four keys at a time: those after the last one are whatever lies there."""
 
@@ -283,7 +282,7 @@ class CacheWrittenInHalf(Numpy):
         return super().kv_write(cache, x.astype(np.float16), positions)
 
 
-@wrong("kv_write")
+@wrong("kv_write", dtype="f16")
 class HalfIsCutOff(Numpy):
     """A float16 cache gets the bits that fit, not the nearest number."""
 

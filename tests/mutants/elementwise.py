@@ -86,7 +86,7 @@ class RopeAllComponents(Numpy):
         return y
 
 
-@wrong("rope", "run-", "graph-")
+@wrong("law-rope", "rope")
 class RopeRemembersThePosition(Numpy):
     """The cosines of the last step serve again if it began at the same position, though the frequencies are others."""
 

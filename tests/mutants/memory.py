@@ -11,7 +11,7 @@ from backends.numpy import Numpy
 from .mutant import wrong
 
 
-@wrong("contract", "silu")
+@wrong("contract-upload", "silu")
 class UploadIgnoresStrides(Numpy):
     """An array is copied as it lies in memory, not in the order of its rows."""
 
@@ -19,7 +19,7 @@ class UploadIgnoresStrides(Numpy):
         return np.asarray(array).ravel(order="K").reshape(array.shape)
 
 
-@wrong("contract", "add")
+@wrong("contract-upload", "add")
 class UploadIgnoresOffset(Numpy):
     """A part of a larger array is taken for the whole from its beginning on."""
 
@@ -30,7 +30,7 @@ class UploadIgnoresOffset(Numpy):
         return array
 
 
-@wrong("contract", "embedding")
+@wrong("contract-upload", "embedding")
 class PositionsInHalf(Numpy):
     """Everything is uploaded in float32, integers too."""
 
@@ -54,7 +54,7 @@ class Later:
     nbytes = property(lambda self: self.array.nbytes)
 
 
-@wrong("contract", "run-")
+@wrong("contract-upload", "run-")
 class UploadKeepsTheCallersArray(Backend):
     """Work is only queued, and what was uploaded is read when it is done: by then the caller has changed it."""
 
@@ -79,7 +79,7 @@ class UploadKeepsTheCallersArray(Backend):
         return Later(lambda: a.array + b.array)
 
 
-@wrong("contract", "graph-", "run-")
+@wrong("graph-layer")
 class DownloadsShareOneArray(Numpy):
     """There is one staging area for downloads: the next one overwrites what the last one gave."""
 
@@ -89,7 +89,7 @@ class DownloadsShareOneArray(Numpy):
         return staging
 
 
-@wrong("contract")
+@wrong("contract-allocate")
 class AllocatesWithoutZeros(Numpy):
     """A new cache holds what lay there before."""
 
@@ -97,7 +97,7 @@ class AllocatesWithoutZeros(Numpy):
         return np.full(shape, 7, dtype)
 
 
-@wrong("contract")
+@wrong("contract-allocate")
 class AllocatesHalf(Numpy):
     """Caches are float16, whatever was asked for."""
 
@@ -105,7 +105,7 @@ class AllocatesHalf(Numpy):
         return np.zeros(shape, np.float16)
 
 
-@wrong("contract", "graph-")
+@wrong("contract-overwrite", "graph-")
 class OverwritesTooMuch(Numpy):
     """The rows after those that are written are cleared."""
 
@@ -114,7 +114,7 @@ class OverwritesTooMuch(Numpy):
         buffer[len(array) :] = 0
 
 
-@wrong("contract", "graph-")
+@wrong("contract-overwrite", "graph-")
 class OverwritesTheEnd(Numpy):
     """The last rows are written instead of the first."""
 
@@ -122,7 +122,7 @@ class OverwritesTheEnd(Numpy):
         buffer[len(buffer) - len(array) :] = array
 
 
-@wrong("contract", "graph-")
+@wrong("contract-enlarge", "graph-")
 class EnlargeLosesTheLastRow(Numpy):
     """One row too few is copied to the larger cache."""
 
@@ -132,7 +132,7 @@ class EnlargeLosesTheLastRow(Numpy):
         return larger
 
 
-@wrong("contract", "graph-")
+@wrong("contract-enlarge", "graph-")
 class EnlargeRepeatsRows(Numpy):
     """The new places of a larger cache hold old rows."""
 
@@ -140,7 +140,7 @@ class EnlargeRepeatsRows(Numpy):
         return np.resize(buffer, (rows, *buffer.shape[1:]))
 
 
-@wrong("contract", "matmul")
+@wrong("contract-resident", "matmul")
 class WeightsByName(Numpy):
     """Weights are kept by their name, so that the second model gets the first one's."""
 
@@ -159,7 +159,7 @@ class RareFormatIsTakenForAnother(Numpy):
         return type(tensor)(tensor.name, tensor.shape, ops.FORMATS["Q4_1"], blocks.reshape(len(tensor.data), -1).copy())
 
 
-@wrong("contract", "matmul")
+@wrong("contract-resident", "matmul")
 class WritesToTheFile(Numpy):
     """The bytes of a weight, which are the mapped file, are repacked in place."""
 
@@ -169,7 +169,7 @@ class WritesToTheFile(Numpy):
         return tensor
 
 
-@wrong("contract", "rmsnorm", "run-")
+@wrong("contract-results", "rmsnorm")
 class OneBufferForResults(Numpy):
     """A kernel's result goes to the same buffer each time."""
 
@@ -180,11 +180,10 @@ class OneBufferForResults(Numpy):
         return kept
 
 
-@wrong("contract", "silu")
-class ResultIsAnOperand(Numpy):
-    """Where there is nothing to compute, the operand itself comes back."""
+@wrong("law-sum", "add")
+class NothingToAdd(Numpy):
+    """Where there is nothing to add, the operand itself comes back."""
 
-    @kernel(ops.silu)
-    def silu(self, x):
-        y = super().kernel_of(ops.softmax) and ops.silu.formula(x)
-        return x if np.array_equal(x, y) else y
+    @kernel(ops.add)
+    def add(self, a, b):
+        return a + b if b.any() else a

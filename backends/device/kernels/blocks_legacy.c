@@ -13,13 +13,13 @@
 #define TAIL 0
 
 FUNCTION floats unpack(GLOBAL const uchar* block, int run) {
-    float d = half_at(block);
+    floats d = spread_half_at(block);
 
 #if defined(FORMAT_Q4_0)
     return d * to_floats((load_bytes(block + 2) >> 4 * run & 15) - 8);
 
 #elif defined(FORMAT_Q4_1)
-    return d * to_floats(load_bytes(block + 4) >> 4 * run & 15) + half_at(block + 2);
+    return d * to_floats(load_bytes(block + 4) >> 4 * run & 15) + spread_half_at(block + 2);
 
 #elif defined(FORMAT_Q5_0)
     uint fifth = ((GLOBAL const ushort*)(block + 2))[run];
@@ -27,7 +27,7 @@ FUNCTION floats unpack(GLOBAL const uchar* block, int run) {
 
 #elif defined(FORMAT_Q5_1)
     uint fifth = ((GLOBAL const ushort*)(block + 4))[run];
-    return d * to_floats(load_bytes(block + 8) >> 4 * run & 15 | bits_of(fifth) << 4) + half_at(block + 2);
+    return d * to_floats(load_bytes(block + 8) >> 4 * run & 15 | bits_of(fifth) << 4) + spread_half_at(block + 2);
 
 #else  // Q8_0
     return d * to_floats(load_chars(block + 2 + 16 * run));

@@ -5,9 +5,9 @@
 //
 //      load_bytes(p)    16 bytes as ints 0 ... 255             to_floats(q)     each int as a float
 //      load_chars(p)    16 bytes as ints -128 ... 127          as_floats(q)     each int's bits taken for a float's
-//      load_shorts(p)   16 ushorts as ints                     sum_of(x)        all added up, in sum16's order
+//      load_shorts(p)   16 ushorts as ints                     spread(a)        a, sixteen times
 //      load_floats(p)   16 floats                              bits_of(u)       the low 16 bits of u, lowest first, 0 or 1 each
-//      store_floats(p, x), to_array(w, x)                      to global memory, and to an array of one's own
+//      store_floats(p, x)   to memory                          to_array(w, x)   to an array of one's own
 
 #ifdef __CUDACC__
 
@@ -39,14 +39,9 @@ FUNCTION floats to_floats(ints q) EACH(floats, (float)q.at[j])
 FUNCTION floats as_floats(ints q) EACH(floats, __int_as_float(q.at[j]))
 FUNCTION ints as_ints(floats x) EACH(ints, __float_as_int(x.at[j]))
 FUNCTION ints bits_of(uint u) EACH(ints, u >> j & 1)
-FUNCTION floats zeros() EACH(floats, 0)
+FUNCTION floats spread(float x) EACH(floats, x)
 FUNCTION void to_array(float* w, floats x) { UNROLL for (int j = 0; j < 16; j++) w[j] = x.at[j]; }
 FUNCTION void store_floats(float* p, floats x) { to_array(p, x); }
-FUNCTION float sum_of(floats x) {
-    UNROLL for (int half_of = 8; half_of > 0; half_of /= 2)
-        UNROLL for (int j = 0; j < half_of; j++) x.at[j] += x.at[j + half_of];
-    return x.at[0];
-}
 
 #else
 
@@ -80,32 +75,33 @@ FUNCTION void store_floats(GLOBAL float* p, floats x) { vstore16(x, 0, p); }
 FUNCTION floats as_floats(ints q) { return as_float16(q); }
 FUNCTION ints as_ints(floats x) { return as_int16(x); }
 FUNCTION ints bits_of(uint u) { return (ints)(int)u >> (ints)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15) & 1; }
-FUNCTION floats zeros() { return 0; }
-FUNCTION float sum_of(floats x) {
-    float8 eight = x.lo + x.hi;
-    float4 four = eight.lo + eight.hi;
-    float2 two = four.lo + four.hi;
-    return two.x + two.y;
-}
+FUNCTION floats spread(float x) { return x; }
 
 #endif
 
-// half_to_float of half.c, sixteen times. A mask of ones or zeros chooses between the cases.
-#ifdef __F16C__
-FUNCTION floats halves_at(GLOBAL const ushort* p) {  // x86 CPUs have an instruction for it
-    typedef short8 loose_halves __attribute__((aligned(2)));
+// float16 to float: `halves_at` sixteen of them; `half_at` one; `spread_half_at` one, sixteen times, to be multiplied by.
+#if defined(__F16C__) && LANES == 1  // x86 CPUs have an instruction for it
+typedef short8 loose_halves __attribute__((aligned(2)));
+FUNCTION floats halves_at(GLOBAL const ushort* p) {
     GLOBAL const loose_halves* halves = (GLOBAL const loose_halves*)p;
     return (floats)(__builtin_ia32_vcvtph2ps256(halves[0]), __builtin_ia32_vcvtph2ps256(halves[1]));
 }
-FUNCTION float half_at(GLOBAL const uchar* p) {
-    return __builtin_ia32_vcvtph2ps((short8)(*(GLOBAL const short*)p, 0, 0, 0, 0, 0, 0, 0))[0];
+FUNCTION float half_at(GLOBAL const uchar* p) { return __builtin_ia32_vcvtph2ps256((short8)*(GLOBAL const short*)p)[0]; }
+FUNCTION floats spread_half_at(GLOBAL const uchar* p) {
+#ifdef __AVX512F__
+    return __builtin_ia32_vcvtph2ps512_mask((short16)*(GLOBAL const short*)p, spread(0), -1, 4);
+#else
+    float8 x = __builtin_ia32_vcvtph2ps256((short8)*(GLOBAL const short*)p);
+    return (floats)(x, x);
+#endif
 }
 #else
-FUNCTION floats halves_at(GLOBAL const ushort* p) {
+FUNCTION floats halves_at(GLOBAL const ushort* p) {  // half_to_float of half.c; a mask of ones or zeros chooses between the cases
     ints h = load_shorts(p), magnitude = (h & 0x7fff) << 13;
     ints normal = magnitude + (112 << 23), tiny = as_ints(as_floats(magnitude + (113 << 23)) - as_float(113u << 23));
     ints is_tiny = (magnitude - (1 << 23)) >> 31, is_huge = ~((magnitude - (31 << 23)) >> 31);
     return as_floats((normal ^ ((normal ^ tiny) & is_tiny)) | (is_huge & 0x7f800000) | (h & 0x8000) << 16);
 }
 FUNCTION float half_at(GLOBAL const uchar* p) { return half_to_float(*(GLOBAL const ushort*)p); }
+FUNCTION floats spread_half_at(GLOBAL const uchar* p) { return spread(half_at(p)); }
 #endif
