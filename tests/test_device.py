@@ -235,7 +235,7 @@ def test_unknown_features_are_told():
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize("fuse", [True, False])
 def test_warming_up_compiles_and_changes_nothing(kind, fuse):
-    """Kernels are tried on garbage, but they must find their way: positions and token ids are right, caches in use are spared."""
+    """Kernels are tried on garbage, but they must find their way, and leave caches in use alone."""
     model = Model.load(TINY, backend=OpenCL(Options(device_features=kind, fuse=fuse)), type_k="f32", type_v="f32")
     tokens, fresh = model.tokenize("the hand of the king"), model.context(n_ctx=64)
     fresh.warm_up()
