@@ -178,7 +178,7 @@ def test_another_backend_option_stays_and_is_read(folder, where):
     )
     assert theirs.returncode == 0, theirs.stdout + theirs.stderr
     ours = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *plugin, "--pyargs", "backends.conformance", *("--backend", "mine:Few"), "-k", "op-silu"],
+        [sys.executable, "-m", "pytest", *plugin, "--pyargs", "backends.conformance", "--backend", "mine:Few", "-k", "op-silu"],
         cwd=folder, capture_output=True, encoding="utf-8",
     )  # fmt: skip
     assert ours.returncode == 0, ours.stdout + ours.stderr

@@ -17,7 +17,7 @@ from ops.tensor import Tensor
 
 pytest.importorskip("pyopencl", reason="pyopencl is not installed: pip install -e '.[opencl]'")
 
-from backends.opencl import OpenCL  # noqa: E402
+from backends.opencl import OpenCL
 
 # Where the float16 numbers of a block are: random bytes would make some of them infinite.
 HALVES = {
@@ -60,7 +60,7 @@ def check_product(backend: OpenCL, weight: Tensor, n_tokens: int, there: DeviceW
 @pytest.mark.parametrize("name", list(ops.FORMATS))
 def test_products_of_any_format_and_size(backend, name):
     size = ops.FORMATS[name].block_size
-    # tokens, rows, columns: one of each; tails of all that kernels take at a time; more than one tile, panel or share of the tokens
+    # tokens, rows, columns: single ones, tails of all that kernels take at a time, and more than one tile or panel
     shapes = [(1, 1, size), (1, 131, 3 * size), (3, 7, 5 * size), (5, 5, 3 * size), (13, 67, 3 * size), (70, 17, size)]
     if size == 1:
         shapes += [(1, 3, 15), (2, 5, 601), (6, 3, 15), (33, 18, 601), (300, 3, 17)]

@@ -37,7 +37,7 @@ def weight(rng: np.random.Generator, name: str, shape: tuple[int, ...], format_n
             blocks[wrong] = rng.integers(0, 256, (wrong.sum(), kind.block_bytes), np.uint8)
         else:
             blocks[~_usable(kind, blocks)] = 0
-    return Tensor(name, shape, kind, blocks.reshape(*shape[:-1], -1))
+    return Tensor(name, shape, kind, np.ascontiguousarray(blocks.reshape(*shape[:-1], -1)))  # as a file's are
 
 
 def _scales(rng: np.random.Generator, n: int, scales: str) -> Any:

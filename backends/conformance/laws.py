@@ -6,7 +6,7 @@ import numpy as np
 
 import ops
 
-from .strategies import LETTERS, SIZES
+from .strategies import LETTERS
 from .tolerances import in_terms
 from .trial import Trial, assert_close, assert_same, law, weight_of
 
@@ -129,6 +129,18 @@ def embedding_rows(trial: Trial) -> None:
     assert_same(x[: len(alone)], alone, "a token's vector depends on its neighbours")
     _, first, again = np.unique(tokens, return_index=True, return_inverse=True)
     assert_same(x, x[first][again], "a token that comes twice has two vectors")
+
+
+@law("law-embedding-large", "embedding", examples=20)
+def embedding_large(trial: Trial) -> None:
+    """A table whose row t begins with the number t gives the tokens back, exactly, up to vocabularies of 140,000: float32 has
+    24 bits for a whole number, and ids that were cut to 8 or 16 bits, rounded, or clamped show."""
+    V = trial.one_of("V", (3, 300, 70_000, 140_000))
+    table = np.stack([np.arange(V), -np.arange(V)], axis=1)
+    tokens = trial.random("tokens").integers(0, V, trial.one_of("T", TOKENS))
+    tokens[-1] = V - 1
+    x = trial.apply(ops.embedding, tokens, weight_of(table))
+    assert_same(x, table[tokens].astype(np.float32), f"rows of a table of {V}")
 
 
 @law("law-get-rows-order", "get_rows")

@@ -22,9 +22,12 @@ from ops.errors import BackendError
 
 from ..base import usable_cpus
 from ..device.sources import KERNELS
+from ..opencl.devices import load_pyopencl
 from .sanitize_jobs import Job, jobs
 
-INSTALL = "Oclgrind is not installed (`apt-get install oclgrind` on Debian and Ubuntu; elsewhere https://github.com/jrprice/Oclgrind)"
+INSTALL = (
+    "Oclgrind is not installed (`apt-get install oclgrind` on Debian and Ubuntu; elsewhere https://github.com/jrprice/Oclgrind)"
+)
 # Without the optimiser, which moves code to other lines and makes instructions that Oclgrind does not know.
 OCLGRIND = ["oclgrind", "--data-races", "--uninitialized", "--build-options", "-cl-opt-disable", "--max-wgsize", "256"]
 OCLGRIND += ["--num-threads", "1", "--global-mem-size", str(1 << 30), "--max-errors", "100000"]
@@ -80,14 +83,15 @@ class Sanitized:
         return {
             "cases": self.cases,
             "kernels": [list(kernel) for kernel in sorted(self.kernels)],
-            "never_launched": self.never_launched(),
             "findings": [{**asdict(f), "job": repr(f.job)} for f in self.findings],
         }
 
 
 def every_kernel() -> set[tuple[str, str]]:
     """File and name of each kernel there is."""
-    found = ((path.name, re.findall(r"^KERNEL void (\w+)", path.read_text("utf-8"), re.MULTILINE)) for path in KERNELS.glob("*.c"))
+    found = (
+        (path.name, re.findall(r"^KERNEL void (\w+)", path.read_text("utf-8"), re.MULTILINE)) for path in KERNELS.glob("*.c")
+    )
     return {(file, name) for file, names in found for name in names}
 
 
@@ -98,13 +102,15 @@ def sanitize(backend: str, todo: Sequence[Job] | None = None, done: Callable[[],
     """
     if shutil.which("oclgrind") is None:
         raise BackendError(INSTALL)
+    load_pyopencl()
     todo = jobs() if todo is None else todo
     n = min(usable_cpus(), len(todo)) or 1
-    result, found, lock = Sanitized(len(todo)), {}, Lock()  # type: ignore[var-annotated]
-    stop: list[subprocess.Popen[str]] = []
+    result, lock = Sanitized(len(todo)), Lock()
+    found: dict[tuple[str, str, str, int], Finding] = {}
+    processes: list[subprocess.Popen[str]] = []
 
     def work(part: Sequence[Job]) -> None:
-        for job, reports, kernels in _answers(backend, part, stop):
+        for job, reports, kernels in _answers(backend, part, processes):
             with lock:
                 result.kernels.update(kernels)
                 for report in reports:
@@ -118,7 +124,7 @@ def sanitize(backend: str, todo: Sequence[Job] | None = None, done: Callable[[],
         try:
             list(pool.map(work, [todo[i::n] for i in range(n)]))
         finally:
-            for process in stop:
+            for process in processes:
                 process.kill()
     result.findings = sorted(found.values(), key=lambda f: (f.file, f.line, f.kernel, f.kind))
     return result
@@ -133,27 +139,27 @@ def _answers(backend: str, todo: Sequence[Job], started: list[subprocess.Popen[s
         n_done, begun = 0, False
         with tempfile.TemporaryDirectory() as folder:
             errors = Path(folder, "errors")
-            process = _start(Path(folder, "log"), errors)
-            started.append(process)
-            assert process.stdin
-            assert process.stdout
-            process.stdin.write(json.dumps({"backend": backend, "jobs": [asdict(job) for job in todo]}))
-            process.stdin.close()
-            for line in process.stdout:
-                answer = json.loads(line)
-                if "error" in answer:
-                    raise BackendError(answer["error"])
-                begun = "begun" in answer
-                if not begun:
-                    yield todo[n_done], answer["reports"], {(file, name) for file, name in answer["kernels"]}
-                    n_done += 1
-            code = process.wait()
+            with _start(Path(folder, "log"), errors) as process:
+                started.append(process)
+                assert process.stdin
+                assert process.stdout
+                process.stdin.write(json.dumps({"backend": backend, "jobs": [asdict(job) for job in todo]}))
+                process.stdin.close()
+                for line in process.stdout:
+                    answer = json.loads(line)
+                    if "error" in answer:
+                        raise BackendError(answer["error"])
+                    begun = "begun" in answer
+                    if not begun:
+                        yield todo[n_done], answer["reports"], {(file, name) for file, name in answer["kernels"]}
+                        n_done += 1
             last = (errors.read_text("utf-8", "replace").strip() or "it says nothing").splitlines()[-1].strip()
+        told = f"exit code {process.returncode}: {last}"
         if n_done < len(todo) and not begun:
-            raise BackendError(f"oclgrind does not run here (exit code {code}): {last}")
+            raise BackendError(f"oclgrind does not run here ({told})")
         if begun:
             died = {"kind": "the simulator died", "kernel": "", "file": "", "line": 0, "text": ""}
-            yield todo[n_done], [{**died, "message": f"exit code {code}: {last}"}], set()
+            yield todo[n_done], [{**died, "message": told}], set()
             n_done += 1
         todo = todo[n_done:]
 

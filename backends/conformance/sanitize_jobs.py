@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from ops.blocks import FORMATS
+from ops.errors import OptionError
 from ops.op import OPS, Op
 
 from ..device.launch import TABLE
 from .case import Case
+from .select import is_meant
 from .strategies import dtypes
 
 # Two tokens take the kernels of decoding: products row by row (groups of 4 rows), attention query by query.
-# Seven take those of a prompt: tiles of 16 rows and tokens, 4 or 8 queries together, keys in tiles of 64.
+# Nine take those of a prompt: tiles of 8 rows and tokens, or of 64; 4 or 8 queries together, keys in tiles of 64.
 FEW = {"T": 2, "U": 2, "V": 3, "n": 37, "m": 5, "h": 4, "k": 2, "d": 6, "e": 6, "r": 3, "S": 5, "C": 7}
-MANY = {"T": 7, "U": 3, "V": 5, "n": 50, "m": 19, "h": 2, "k": 1, "d": 18, "e": 18, "r": 5, "S": 66, "C": 68}
+MANY = {"T": 9, "U": 3, "V": 5, "n": 50, "m": 19, "h": 2, "k": 1, "d": 18, "e": 18, "r": 5, "S": 66, "C": 68}
 ATTRS = ({"eps": 1e-5, "scale": 0.3, "neox": False}, {"eps": 1e-5, "scale": 0.3, "neox": True})
-SMALL_GROUP, LARGE_GROUP = 16, 256  # work-items: what a small GPU would allow, and what tiles of 64 need
+SMALL_GROUP, LARGE_GROUP = 8, 256  # work-items: tiles of 8 rows and tokens, and of 64
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,20 @@ class Job:
 def jobs() -> list[Job]:
     """All of them, for both kinds of kernels."""
     made = [Job(case, features) for features in ("cpu", "gpu") for op in _ops() for case in _cases(op)]
-    # the tiles of a large GPU once too: 300,000 multiplications for a few numbers, as much as all others together
+    # large groups once too; for their tiles a simulated device takes seconds
     wide = [Job(Case(op.name, *_sizes(op, FEW, "F32", 0), start=3), "gpu", LARGE_GROUP) for op in _ops()]
     tile = Job(Case("matmul", {"T": 5, "n": 17, "m": 3}), "gpu", LARGE_GROUP)
     return [tile, *made, *wide]  # the slow one first, so that nobody waits for it in the end
+
+
+def selected_jobs(expression: str | None, features: str | None) -> list[Job]:
+    """Those that `-k` and `--device-features` leave. OptionError: none."""
+    found = [
+        job for job in jobs() if (expression is None or is_meant(job.name, expression)) and features in (None, job.features)
+    ]
+    if not found:
+        raise OptionError("no case is left by -k and --device-features: names are op-matmul-Q4_0, ..., features cpu and gpu")
+    return found
 
 
 def _ops() -> list[Op]:
@@ -67,7 +79,7 @@ def _cases(op: Op) -> Iterator[Case]:
 
 
 def _sizes(op: Op, of: Mapping[str, int], dtype: str, which: int) -> tuple[dict[str, int], dict[str, Any]]:
-    """Sizes and attributes of a case. A row of quantised weights has two blocks, or one where 256 are a block and many tokens."""
+    """Sizes and attributes. A row of quantised weights has two blocks, or one if a block is 256 weights and tokens are many."""
     sizes = {letter: of[letter] for o in op.inputs for letter in o.dims}
     block = FORMATS[dtype].block_size if dtype in FORMATS else 1
     if block > 1:

@@ -1,6 +1,7 @@
 """The process that runs under Oclgrind: takes jobs from stdin, and tells of each on stdout what the simulator found.
 
-Lines of JSON. In: {"backend": name, "jobs": [...]}. Out, for each job: {"begun": number}, and {"reports": [...], "kernels": [...]}.
+In, one JSON object: {"backend": name, "jobs": [...]}. Out, two lines of JSON a job:
+{"begun": number}, and when it is over {"reports": [...], "kernels": [...]}.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from typing import IO, Any
 
 from ops.errors import BackendError, TinyLlamaError
 
-from ..base import Backend, Options
-from ..device import DeviceBackend
-from ..device import sources
+from ..base import Options
+from ..device import DeviceBackend, sources
 from ..opencl.devices import chosen
 from ..opencl.runtime import OpenCLRuntime
 from ..registry import get_backend
@@ -32,29 +32,29 @@ DEVICE = "Oclgrind"
 def main(told: IO[str]) -> None:
     """Run all jobs. A backend that cannot be run here is told as {"error": sentence}."""
     asked = json.loads(sys.stdin.read())
-    backends: dict[tuple[str, int], DeviceBackend] = {}
+    backends: dict[tuple[str, int], tuple[DeviceBackend, SimulatedRuntime]] = {}
     with Path(os.environ["OCLGRIND_LOG"]).open(encoding="utf-8", errors="replace") as log:
         for number, given in enumerate(asked["jobs"]):
             job = Job(Case(**given.pop("case")), **given)
             print(json.dumps({"begun": number}), file=told, flush=True)
             key = job.features, job.group_size
             try:
-                backend = backends[key] = backends.get(key) or _backend(asked["backend"], *key)
+                backend, runtime = backends[key] = backends.get(key) or _simulated(asked["backend"], *key)
             except TinyLlamaError as error:
                 print(json.dumps({"error": str(error)}), file=told, flush=True)
                 return
             found = _run(backend, job, log)
-            kernels = backend.runtime.kernels
-            print(json.dumps({"reports": found, "kernels": sorted(kernels)}), file=told, flush=True)
+            print(json.dumps({"reports": found, "kernels": sorted(runtime.kernels)}), file=told, flush=True)
 
 
-def _backend(name: str, features: str, group_size: int) -> DeviceBackend:
-    backend: Backend = get_backend(name, Options(device=DEVICE, device_features=features))
+def _simulated(name: str, features: str, group_size: int) -> tuple[DeviceBackend, SimulatedRuntime]:
+    """The backend, on a runtime that keeps the simulator informed, of a device with small work-groups."""
+    backend = get_backend(name, Options(device=DEVICE, device_features=features))
     if not isinstance(backend, DeviceBackend) or not isinstance(backend.runtime, OpenCLRuntime):
-        raise BackendError(f"--sanitize watches OpenCL kernels, but backend '{name}' is no subclass of backends.opencl.OpenCL")
-    limits = backend.runtime.limits
-    backend.runtime = SimulatedRuntime(chosen(DEVICE), replace(limits, group_size=group_size))
-    return backend
+        raise BackendError(f"--sanitize watches OpenCL kernels, but backend '{name}' is no subclass of backends.opencl:OpenCL")
+    runtime = SimulatedRuntime(chosen(DEVICE), replace(backend.runtime.limits, group_size=group_size))
+    backend.runtime = runtime
+    return backend, runtime
 
 
 def _run(backend: DeviceBackend, job: Job, log: IO[str]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from .blocks import SCALES
 from .case import Case, is_cache
 
 # Each list begins with what a failing case shrinks to. Sizes: one, odd, prime, at and beside the tiles of kernels.
-SIZES = (1, 2, 3, 5, 7, 8, 13, 16, 31, 32, 33, 48, 63, 64, 65, 96, 97, 100, 127, 128, 129, 160, 192, 255, 256, 257, 300)
+SIZES = (1, 2, 3, 5, 7, 8, 13, 16, 31, 32, 33, 48, 63, 64, 65, 96, 97, 100, 127, 128, 129, 160, 192, 255, 256, 257, 300, 515, 1030)
 TOKENS = (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 33, 64, 65, 97, 130)
 HEAD_DIMS = (64, 32, 2, 6, 8, 40, 48, 80, 96, 100, 112, 128, 160, 192, 256)
 LETTERS = {
@@ -29,8 +29,8 @@ LETTERS = {
     "k": (1, 2, 3, 4, 5, 8),
 }
 RATIOS = {"h": (1, 2, 3, 4, 7, 8)}  # query heads to a key head; where a letter is a multiple of another
-STARTS = (0, 1, 2, 3, 5, 7, 15, 16, 31, 32, 33, 40, 63, 64, 65, 100, 127, 128, 200, 255, 256, 300)
-FAR_STARTS = (*STARTS, 1000, 2048, 4095, 8192, 10_000, 32_768, 65_536, 100_000, 131_071, 1_000_000)  # no cache is needed
+STARTS = (0, 1, 2, 3, 5, 7, 15, 16, 31, 32, 33, 40, 63, 64, 65, 100, 127, 128, 200, 255, 256, 300, 511, 1030)
+FAR_STARTS = (*STARTS, 2048, 4095, 8192, 10_000, 32_768, 65_536, 100_000, 131_071, 1_000_000)  # no cache is needed
 SPARE = (0, 1, 2, 7, 32)  # places of a cache that are not used yet
 BLOCKS = (1, 2, 3, 4, 5)  # in a row of a quantised weight
 MAGNITUDES = (1.0, 1e-6, 1e-3, 0.1, 3.0, 10.0, 30.0, 100.0, 1e4)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from . import contract_checks, graph_checks, laws, laws_attention, laws_every_op, memory_checks, ops_checks, runs  # noqa: F401
+from . import (  # each declares its checks
+    contract_checks,  # noqa: F401
+    graph_checks,  # noqa: F401
+    laws,  # noqa: F401
+    laws_attention,  # noqa: F401
+    laws_every_op,
+    laws_rope,  # noqa: F401
+    memory_checks,  # noqa: F401
+    ops_checks,
+    runs,  # noqa: F401
+)
 from .check import CHECKS, Check
 
 ORDER = ("op", "graph", "contract", "law", "run")  # how the names begin

@@ -18,7 +18,7 @@ from ops.tensor import Tensor
 from ..base import Backend, Buffer, Options, Plan
 from . import launches, products  # noqa: F401  (they fill the table)
 from .array import DeviceArray, DeviceWeight, Part
-from .launch import TABLE, Launch
+from .launch import TABLE, Launch, covers
 from .plan import DevicePlan, scratch
 from .runtime import Runtime
 
@@ -101,7 +101,7 @@ class DeviceBackend(Backend):
 
     def kernel_of(self, op: Op) -> Callable[..., Buffer] | None:
         own = super().kernel_of(op)
-        return own or (partial(self._apply, op) if op.name in TABLE or op.view_of else None)
+        return own or (partial(self._apply, op) if covers(op) else None)
 
     def launches(self, op: Op, operands: list[Operand], output: DeviceArray, attrs: Mapping[str, Any]) -> list[Launch]:
         """What computes a node; none for one that only sees memory with another shape."""
@@ -122,7 +122,7 @@ class DeviceBackend(Backend):
 
     def compile(self, graph: Graph, leaves: Mapping[str, Tensor | Buffer], sizes: Mapping[str, int] | None = None) -> Plan:
         fused = self.fused(graph)
-        if all(n.op.name in TABLE or n.op.view_of for n in fused.nodes):
+        if all(covers(n.op) for n in fused.nodes):
             return DevicePlan(self, fused, leaves, sizes or {})
         return super().compile(graph, leaves, sizes)  # with the host's help, one by one
 

@@ -43,6 +43,11 @@ def launches(op: Op) -> Callable[[Launches], Launches]:
     return declare
 
 
+def covers(op: Op) -> bool:
+    """Is it computed on the device? What only sees memory with another shape needs no launch."""
+    return op.name in TABLE or (bool(op.view_of) and not any(operand.written for operand in op.inputs))
+
+
 def lanes(limits: Limits, wanted: int = 128) -> int:
     """Work-items that share a row: one on a CPU, whose loops the compiler vectorises; a power of two on a GPU."""
     if limits.kind == "cpu":

@@ -3,7 +3,7 @@
 Each is a class on top of numpy's backend; its docstring tells what is wrong. `MUTANTS` has them all.
 """
 
-from . import attention, elementwise, memory, plans, products, weights
+from . import attention, elementwise, kv_cache, memory, plans, products, rope, weights
 from .mutant import MUTANTS
 
-__all__ = ["MUTANTS", "attention", "elementwise", "memory", "plans", "products", "weights"]
+__all__ = ["MUTANTS", "attention", "elementwise", "kv_cache", "memory", "plans", "products", "rope", "weights"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import suppress
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from backends.plan import LoopPlan
 
 from .mutant import wrong
 
-RUNS = ("contract-two-plans", "graph-layer", "run-")
+RUNS = ("graph-layer-f32", "run-", "contract-two-plans")
 
 
 class Plain(Numpy):
@@ -46,7 +47,7 @@ class RebindsOneCache(Plain):
                 super().rebind(name, buffer)
 
 
-@wrong(*RUNS)
+@wrong("contract-two-plans")
 class FirstPositions(Plain):
     """Positions are bound at the first step of each length."""
 
@@ -59,7 +60,7 @@ class FirstPositions(Plain):
             return super().__call__(inputs, observe)
 
 
-@wrong(*RUNS)
+@wrong("run-prefill", *RUNS)
 class LastLength(Plain):
     """A shorter step than the one before leaves some of its tokens in place: one stale row of logits is picked."""
 
@@ -104,7 +105,7 @@ class FusesAllTheSame(Numpy):
         return fuse(graph, [op for op in OPS.values() if op.fused and self.kernel_of(op)])
 
 
-@wrong("run-two-contexts", *RUNS)
+@wrong("contract-two-plans", "run-contexts")
 class OneContextAtATime(Plain):
     """The number of keys is kept in the backend, and counted on in decoding: a second context gets the first one's."""
 
@@ -118,7 +119,7 @@ class OneContextAtATime(Plain):
         return super().attention(q, keys[:n], values[:n], positions, scale=scale)
 
 
-@wrong("run-two-contexts")
+@wrong("run-contexts")
 class SharedScratch(Plain):
     """Two threads write to one buffer between the nodes of a step."""
 
@@ -130,7 +131,31 @@ class SharedScratch(Plain):
         return (made if made.shape == up.shape else ops.silu.formula(gate)) * up
 
 
-@wrong("law-same-bits", "add")
+@wrong("run-contexts")
+class SharedArray(Plain):
+    """A kernel keeps an array for what it has half done, and all threads use it."""
+
+    @kernel(ops.swiglu)
+    def swiglu(self, gate, up):
+        kept = self.__dict__.setdefault("_kept", {}).setdefault(gate.shape, np.empty(gate.shape, np.float32))
+        np.negative(gate, out=kept)
+        np.exp(kept, out=kept)
+        np.add(kept, 1, out=kept)
+        np.divide(gate, kept, out=kept)
+        return kept * up
+
+
+@wrong("run-warm-up")
+class WarmUpWritesToTheCache(Plain):
+    """Kernels are tried with the caches that are in use."""
+
+    class Plan(LoopPlan):
+        def warm_up(self, progress):
+            for slot in {i.operands[0] for i in self.program if i.node.op.name == "kv_write"}:
+                self._bound[slot][:1] = 1
+
+
+@wrong("law-same-bits-add", "add")
 class Race(Plain):
     """Now and then two work-items add to the same place."""
 
@@ -142,7 +167,7 @@ class Race(Plain):
         return y
 
 
-@wrong("law-same-bits", "run-repeat")
+@wrong("law-same-bits-matmul", "run-repeat")
 class OrderByChance(Plain):
     """Sums are added up in an order that differs from call to call, as with atomic additions."""
 
@@ -188,7 +213,7 @@ class LeaksEvents(Plain):
         return super().rmsnorm(x, weight, eps=eps)
 
 
-@wrong("run-memory")
+@wrong("run-memory-dropped")
 class KeepsPlans(Plain):
     """Every plan is remembered, with its caches."""
 
@@ -198,7 +223,7 @@ class KeepsPlans(Plain):
         return plan
 
 
-@wrong("run-memory")
+@wrong("run-memory-dropped")
 class KeepsWeights(Plain):
     """Weights outlive the model that they belong to."""
 
@@ -228,9 +253,7 @@ class SwallowsErrors(Plain):
     class Plan(LoopPlan):
         def __call__(self, inputs, observe=None):
             def careful(event):
-                try:
+                with suppress(Exception):
                     observe(event)
-                except Exception:
-                    pass
 
             return super().__call__(inputs, observe and careful)

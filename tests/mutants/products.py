@@ -87,7 +87,7 @@ class TokensByFour(Numpy):
     @kernel(ops.matmul)
     def matmul(self, x, weight):
         x = x.copy()
-        if 4 < len(x):
+        if len(x) > 4:
             x[len(x) // 4 * 4 :, -1] = 0
         return super().matmul(x, weight)
 
@@ -130,6 +130,17 @@ class ManyRows(Numpy):
         return y
 
 
+@wrong("matmul")
+class LongRows(Numpy):
+    """Of more than 512 columns the rest is left out."""
+
+    @kernel(ops.matmul)
+    def matmul(self, x, weight):
+        x = x.copy()
+        x[:, 512:] = 0
+        return super().matmul(x, weight)
+
+
 @wrong("embedding")
 class ClampsTokens(Numpy):
     """Ids are clamped one too low: the last of the vocabulary is never reached."""
@@ -146,6 +157,15 @@ class TokensInBytes(Numpy):
     @kernel(ops.embedding)
     def embedding(self, tokens, table):
         return ops.embedding.formula(tokens % 256, table)
+
+
+@wrong("law-embedding-large", "embedding")
+class TokensInSixteenBits(Numpy):
+    """Ids are cut to sixteen bits."""
+
+    @kernel(ops.embedding)
+    def embedding(self, tokens, table):
+        return ops.embedding.formula(tokens % 65536, table)
 
 
 @wrong("embedding")

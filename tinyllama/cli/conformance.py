@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--xfails-file", metavar="FILE", help="checks that may fail, in the same form")
     add("--support", action="store_true", help="print how each op and dtype is computed, and run nothing")
+    add(
+        "--sanitize",
+        action="store_true",
+        help="instead, run OpenCL kernels under Oclgrind: reads and writes out of bounds, data races, uninitialised memory",
+    )
     add("--perf", action="store_true", help="also measure GFLOP/s and GB/s of each op, beside numpy's")
     add("--json", action="store_true", help="print one JSON object instead of tables")
     add("--device", metavar="NAME", help="device of the backend: its number, or a part of its name")
@@ -57,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     from backends.registry import get_backend
 
     sys.path.append("")  # the working directory: where module:Class is looked for last
+    if args.sanitize:
+        return show_sanitized(args)
     backend = get_backend(args.backend, Options(device=args.device, device_features=args.device_features))
     found: dict[str, Any] = {"backend": args.backend, "describe": backend.describe(), "versions": versions(backend)}
     if not args.json:
@@ -83,6 +90,28 @@ def show_support(args: argparse.Namespace, backend: Backend, found: dict[str, An
     if not args.json:
         print_table(["op", "dtype", "by"], [list(r.values()) for r in found["support"]])
     return 0
+
+
+def show_sanitized(args: argparse.Namespace) -> int:
+    """Run the kernels on a simulated device. 1 if anything was found, or a kernel was not reached by all cases together."""
+    from tqdm import tqdm
+
+    from backends.conformance.sanitize import sanitize
+    from backends.conformance.sanitize_jobs import selected_jobs
+
+    todo = selected_jobs(args.expression, args.device_features)
+    with tqdm(total=len(todo), desc="cases under Oclgrind", disable=None, leave=False, unit="") as bar:
+        result = sanitize(args.backend, todo, bar.update)
+    not_reached = [] if args.expression or args.device_features else result.never_launched()
+    if args.json:
+        print(json.dumps({"backend": args.backend, **result.record(), "never_launched": not_reached}, indent=2))
+    else:
+        for finding in result.findings:
+            print(f"{finding.told(args.backend)}\n")
+        if not_reached:
+            print(f"never launched: {', '.join(not_reached)}")
+        print(result.summary())
+    return int(bool(result.findings or not_reached))
 
 
 def show_checks(args: argparse.Namespace, backend: Backend, found: dict[str, Any]) -> bool:

@@ -1,53 +1,81 @@
 // Attention in one pass over the keys (online softmax: Milakov & Gimelshein 2018, Dao et al. 2022).
 //
-// A work-group for QUERIES tokens' queries of one head. It takes TILE keys at a time: their scores, then their share of the result.
+// A work-group for one head's queries of QUERIES tokens. It takes TILE keys at a time: their scores, then what they add.
 // If a larger score turns up than any before, what was summed so far is scaled down, as if it had been there from the start.
 #include "sums.c"
 #include "half.c"
+#include "sixteen.c"
+#include "exponential.c"
 
 #define TILE 64
-#define OWN ((HEAD_V + LANES - 1) / LANES)  // components of the result that a lane keeps
 
 #if HALF_K
 #define KEY ushort
-#define KEY_AT(p) half_to_float(p)
+#define KEYS_AT(p) halves_at(p)
+#define KEY_AT(p) half_to_float(*(p))
 #else
 #define KEY float
-#define KEY_AT(p) (p)
+#define KEYS_AT(p) load_floats(p)
+#define KEY_AT(p) (*(p))
+#endif
+
+// A lane keeps WIDTH components of the result at a time: on a CPU sixteen, on a GPU one, beside its neighbour's.
+#if LANES == 1 && HEAD_V % 16 == 0
+#define WIDTH 16
+#define MIXED floats
+#define ZERO spread(0)
+#define STORE(p, x) store_floats(p, x)
+#else
+#define WIDTH 1
+#define MIXED float
+#define ZERO 0
+#define STORE(p, x) *(p) = (x)
 #endif
 #if HALF_V
 #define VALUE ushort
-#define VALUE_AT(p) half_to_float(p)
 #else
 #define VALUE float
-#define VALUE_AT(p) (p)
 #endif
+#if WIDTH == 16 && HALF_V
+#define VALUE_AT(p) halves_at(p)
+#elif WIDTH == 16
+#define VALUE_AT(p) load_floats(p)
+#elif HALF_V
+#define VALUE_AT(p) half_to_float(*(p))
+#else
+#define VALUE_AT(p) (*(p))
+#endif
+#define OWN ((HEAD_V / WIDTH + LANES - 1) / LANES)  // of them a lane has so many
 
 // query . key for each of the group's queries: a key is brought and converted once for all of them.
 FUNCTION void dot_products(TO_LOCAL const float* query, GLOBAL const KEY* key, float* result) {
-    float part[QUERIES][16] = {{0}};
+    floats part[QUERIES];
+    UNROLL for (int a = 0; a < QUERIES; a++) part[a] = spread(0);
     for (int i = 0; i + 16 <= HEAD_K; i += 16) {
-        float run[16];
-        for (int j = 0; j < 16; j++) run[j] = KEY_AT(key[i + j]);
-        for (int a = 0; a < QUERIES; a++)
-            for (int j = 0; j < 16; j++) part[a][j] += query[a * HEAD_K + i + j] * run[j];
+        floats run = KEYS_AT(key + i);
+        UNROLL for (int a = 0; a < QUERIES; a++) part[a] = local_floats(query + a * HEAD_K + i) * run + part[a];
+    }
+    UNROLL for (int a = 0; a < QUERIES; a++) {
+        float sixteen[16];
+        to_array(sixteen, part[a]);
+        result[a] = sum16(sixteen);
     }
     for (int i = HEAD_K / 16 * 16; i < HEAD_K; i++)
-        for (int a = 0; a < QUERIES; a++) part[a][0] += query[a * HEAD_K + i] * KEY_AT(key[i]);
-    for (int a = 0; a < QUERIES; a++) result[a] = sum16(part[a]);
+        for (int a = 0; a < QUERIES; a++) result[a] += query[a * HEAD_K + i] * KEY_AT(key + i);
 }
 
 KERNEL void attention(GLOBAL const float* q, GLOBAL const KEY* keys, GLOBAL const VALUE* values, GLOBAL const int* positions,
                       GLOBAL float* y, int T, int h, int k, float scale) {
     LOCAL float query[QUERIES * HEAD_K], score[QUERIES][TILE];
-    int head = GROUP(0) / (h / k);           // query heads that share a key head lie side by side
+    int head = GROUP(0) / (h / k);  // query heads that share a key head lie side by side
     int first = GROUP(1) * QUERIES;
     int n_queries = min(QUERIES, T - first);  // the last group may have fewer: it repeats its last one, and drops the result
     q += ((size_t)first * h + GROUP(0)) * HEAD_K;
     y += ((size_t)first * h + GROUP(0)) * HEAD_V;
 
     int seen = 0, position[QUERIES];
-    float largest[QUERIES], total[QUERIES], mixed[QUERIES][OWN];
+    float largest[QUERIES], total[QUERIES];
+    MIXED mixed[OWN][QUERIES];
     for (int a = 0; a < QUERIES; a++) {
         int row = min(a, n_queries - 1);
         for (int i = LANE; i < HEAD_K; i += LANES) query[a * HEAD_K + i] = scale * q[(size_t)row * h * HEAD_K + i];
@@ -55,7 +83,7 @@ KERNEL void attention(GLOBAL const float* q, GLOBAL const KEY* keys, GLOBAL cons
         seen = max(seen, position[a] + 1);
         largest[a] = -INFINITY;
         total[a] = 0;
-        for (int e = 0; e < OWN; e++) mixed[a][e] = 0;
+        for (int e = 0; e < OWN; e++) mixed[e][a] = ZERO;
     }
     BARRIER();
 
@@ -64,7 +92,7 @@ KERNEL void attention(GLOBAL const float* q, GLOBAL const KEY* keys, GLOBAL cons
         for (int s = LANE; s < n; s += LANES) {
             float dots[QUERIES];
             dot_products(query, keys + ((size_t)(start + s) * k + head) * HEAD_K, dots);
-            for (int a = 0; a < QUERIES; a++) score[a][s] = start + s > position[a] ? -INFINITY : dots[a];
+            UNROLL for (int a = 0; a < QUERIES; a++) score[a][s] = start + s > position[a] ? -INFINITY : dots[a];
         }
         BARRIER();
 
@@ -72,28 +100,34 @@ KERNEL void attention(GLOBAL const float* q, GLOBAL const KEY* keys, GLOBAL cons
         for (int a = 0; a < QUERIES; a++) {
             float before = largest[a];
             for (int s = 0; s < n; s++) largest[a] = score[a][s] > largest[a] ? score[a][s] : largest[a];
-            shrink[a] = exp(before - largest[a]);  // 0 in the first tile
+            shrink[a] = exponential(before - largest[a]);  // 0 in the first tile
         }
         BARRIER();
         for (int a = 0; a < QUERIES; a++)
-            for (int s = LANE; s < n; s += LANES) score[a][s] = exp(score[a][s] - largest[a]);
+            for (int s = LANE; s < n; s += LANES) score[a][s] = exponential(score[a][s] - largest[a]);
         BARRIER();
 
         for (int a = 0; a < QUERIES; a++) {
-            total[a] *= shrink[a];
-            for (int s = 0; s < n; s++) total[a] += score[a][s];
-            for (int e = 0; e < OWN; e++) mixed[a][e] *= shrink[a];
+            float sum = 0;
+            for (int s = 0; s < n; s++) sum += score[a][s];
+            total[a] = total[a] * shrink[a] + sum;
         }
-        for (int s = 0; s < n; s++) {
-            GLOBAL const VALUE* value = values + ((size_t)(start + s) * k + head) * HEAD_V;
-            float run[OWN];
-            for (int e = 0; e < OWN; e++) run[e] = e * LANES + LANE < HEAD_V ? VALUE_AT(value[e * LANES + LANE]) : 0;
-            for (int a = 0; a < QUERIES; a++)
-                for (int e = 0; e < OWN; e++) mixed[a][e] += score[a][s] * run[e];
+        for (int e = 0; e < OWN; e++) {
+            int at = (e * LANES + LANE) * WIDTH;
+            if (at >= HEAD_V) break;
+            GLOBAL const VALUE* value = values + ((size_t)start * k + head) * HEAD_V + at;
+            MIXED mix[QUERIES];
+            UNROLL for (int a = 0; a < QUERIES; a++) mix[a] = shrink[a] * mixed[e][a];
+            for (int s = 0; s < n; s++) {
+                MIXED run = VALUE_AT(value + (size_t)s * k * HEAD_V);
+                UNROLL for (int a = 0; a < QUERIES; a++) mix[a] = score[a][s] * run + mix[a];
+            }
+            UNROLL for (int a = 0; a < QUERIES; a++) mixed[e][a] = mix[a];
         }
         BARRIER();  // before the next tile's scores take their place
     }
-    for (int a = 0; a < QUERIES; a++)
-        for (int e = 0; e < OWN; e++)
-            if (a < n_queries && e * LANES + LANE < HEAD_V) y[(size_t)a * h * HEAD_V + e * LANES + LANE] = mixed[a][e] / total[a];
+    for (int e = 0; e < OWN; e++) {
+        int at = (e * LANES + LANE) * WIDTH;
+        for (int a = 0; a < n_queries && at < HEAD_V; a++) STORE(y + (size_t)a * h * HEAD_V + at, (1 / total[a]) * mixed[e][a]);
+    }
 }

@@ -1,6 +1,7 @@
 // Attention step by step, each with its result in memory: for a trace that wants to see the scores.
 #include "sums.c"
 #include "half.c"
+#include "exponential.c"
 
 #if HALF
 #define PLACE ushort
@@ -18,7 +19,9 @@ KERNEL void attention_scores(GLOBAL const float* q, GLOBAL const PLACE* keys, GL
     for (int s = LANE; s < S; s += LANES) {
         GLOBAL const PLACE* key = keys + ((size_t)s * k + head / (h / k)) * d;
         float part[16] = {0};
-        for (int i = 0; i < d; i++) part[i % 16] += q[i] * AT(key[i]);
+        for (int i = 0; i + 16 <= d; i += 16)
+            for (int j = 0; j < 16; j++) part[j] += q[i + j] * AT(key[i + j]);
+        for (int i = d / 16 * 16; i < d; i++) part[0] += q[i] * AT(key[i]);
         kq[s] = sum16(part);
     }
 }
@@ -40,7 +43,7 @@ KERNEL void softmax(GLOBAL const float* x, GLOBAL float* y, int S) {
     for (int s = 0; s < S; s++) largest = x[s] > largest ? x[s] : largest;
     float part[16] = {0};
     for (int s = LANE; s < S; s += LANES) {
-        y[s] = exp(x[s] - largest);
+        y[s] = exponential(x[s] - largest);
         part[s / LANES % 16] += y[s];
     }
     float total = sum_over_lanes(sum16(part), shared);
@@ -54,7 +57,9 @@ KERNEL void attention_mix(GLOBAL const float* p, GLOBAL const PLACE* values, GLO
     y += ((size_t)t * h + head) * d;
     for (int e = LANE; e < d; e += LANES) {
         float part[16] = {0};
-        for (int s = 0; s < S; s++) part[s % 16] += p[s] * AT(values[((size_t)s * k + head / (h / k)) * d + e]);
+        for (int s = 0; s + 16 <= S; s += 16)
+            for (int j = 0; j < 16; j++) part[j] += p[s + j] * AT(values[((size_t)(s + j) * k + head / (h / k)) * d + e]);
+        for (int s = S / 16 * 16; s < S; s++) part[0] += p[s] * AT(values[((size_t)s * k + head / (h / k)) * d + e]);
         y[e] = sum16(part);
     }
 }

@@ -3,12 +3,12 @@
 //      row   | block             | block             | ...     RUNS runs of 16 weights in BLOCK_BYTES bytes
 //            | run 0   | run 1   | run 0   | run 1   | ...     (a float is a block of its own: there 16 of them count as one)
 //
-// `unpack(block, run)` makes floats of one run. All formats have it, so kernels need not know which one they work on. Often `run`
-// is known when the kernel is compiled, in an unrolled loop: then shifts and places are constants, and what the runs of a
-// block share, such as its scale, is computed once.
+// `unpack(block, run)` makes floats of one run. All formats have it, so kernels need not know which one they work on. In an
+// unrolled loop `run` is known when the kernel is compiled: then shifts and places are constants, and what the runs of a block
+// share, such as its scale, is computed once.
 //
-// A block's size is even but rarely a multiple of 4, so it is read by bytes and ushorts: many devices cannot read an int at such
-// an address. Layouts and the order of the float operations are those of ops/blocks/.
+// A block's size is even but rarely a multiple of 4, so it is read by bytes and ushorts: many devices cannot read an int at
+// such an address. Layouts and the order of the float operations are those of ops/blocks/.
 #include "half.c"
 #include "sixteen.c"
 

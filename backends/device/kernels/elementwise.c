@@ -1,4 +1,5 @@
 // One number in, one number out. A work-group takes CHUNK neighbours, its lanes every LANES-th of them.
+#include "exponential.c"
 
 #define FOR_EACH(i, n) \
     for (int i = GROUP(0) * CHUNK + LANE, end = min(n, (GROUP(0) + 1) * CHUNK); i < end; i += LANES)
@@ -16,9 +17,9 @@ KERNEL void add_bias(GLOBAL const float* x, GLOBAL const float* bias, GLOBAL flo
 }
 
 KERNEL void silu(GLOBAL const float* x, GLOBAL float* y, int size) {
-    FOR_EACH(i, size) y[i] = x[i] / (1 + exp(-x[i]));
+    FOR_EACH(i, size) y[i] = x[i] / (1 + exponential(-x[i]));
 }
 
 KERNEL void swiglu(GLOBAL const float* gate, GLOBAL const float* up, GLOBAL float* y, int size) {
-    FOR_EACH(i, size) y[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
+    FOR_EACH(i, size) y[i] = gate[i] / (1 + exponential(-gate[i])) * up[i];
 }

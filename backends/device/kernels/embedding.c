@@ -1,4 +1,5 @@
-// Rows of a weight by number. A work-group for each token; it has nothing to do if another part of the table has the token's row.
+// Rows of a weight by number. A work-group for each token; it has nothing to do if the token's row is not among these `rows`,
+// which begin with first_row: another launch has it then.
 #include "blocks.c"
 
 KERNEL void embedding(GLOBAL const int* tokens, GLOBAL const uchar* table, GLOBAL float* y, uint n, int row_bytes, int rows,

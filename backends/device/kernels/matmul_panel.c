@@ -1,8 +1,8 @@
 // y = x W^T for many tokens on a CPU.
 //
-// Now each weight serves many tokens, and time goes into multiplying. A panel of weights is unpacked once, small enough to stay in
-// the innermost cache (16 KiB), and the tokens pass by it. It lies turned, with the ROWS weights side by side that meet the same
-// number of x: that number times ROWS weights is one vector instruction, and nothing is added up across a register.
+// Now each weight serves many tokens, and time goes into multiplying. A panel of weights is unpacked once, small enough to stay
+// in the innermost cache (16 KiB), and the tokens pass by it. It lies turned, with the ROWS weights side by side that meet the
+// same number of x: that number times ROWS weights is one vector instruction, and nothing is added up across a register.
 //
 //              ROWS                       TOKENS rows of x          y
 //           +--------+
@@ -36,12 +36,11 @@ KERNEL void matmul_panel(GLOBAL const float* x, GLOBAL const uchar* weight, GLOB
         for (int r = 0; r < ROWS; r++) {
             GLOBAL const uchar* row = weight + (size_t)min(r, n_rows - 1) * row_bytes;  // past the last row the last one again
             float* column = (float*)panel + r;
-            for (int k = 0; k < depth; k += 16 * RUNS)
-                UNROLL for (int s = 0; s < RUNS; s++) {
-                    float w[16];
-                    unpack_to(row, (from + k) / 16 + s, n, w);
-                    UNROLL for (int j = 0; j < 16; j++) column[(k + 16 * s + j) * ROWS] = w[j];
-                }
+            for (int k = 0; k < depth; k += 16) {
+                float w[16];
+                unpack_to(row, (from + k) / 16, n, w);
+                UNROLL for (int j = 0; j < 16; j++) column[(k + j) * ROWS] = w[j];
+            }
         }
         for (int t = start; t < end; t += TOKENS) {
             GLOBAL const float* row[TOKENS];

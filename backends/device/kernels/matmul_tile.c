@@ -1,8 +1,8 @@
 // y = x W^T for many tokens on a GPU.
 //
 // A work-group computes a square of y, TILE tokens by TILE rows of W. What it needs of x and W is brought into memory that its
-// lanes share, DEPTH of n at a time. There each number is used TILE times, though it was fetched, and unpacked, only once. A lane
-// keeps 4 x 4 results in its registers: eight numbers are read for sixteen multiplications.
+// lanes share, DEPTH of n at a time. There each number is used TILE times, though it was fetched, and unpacked, only once. A
+// lane keeps 4 x 4 results in its registers: eight numbers are read for sixteen multiplications.
 //
 //                        DEPTH       rows of W: TILE
 //                      +-------+       +----------+

@@ -1,15 +1,15 @@
 // y = x W^T for a few tokens, one after the other.
 //
-// While a model writes, each weight is used once a token, so the time is that of reading the weights: the fewer bytes, the better.
-// They are unpacked where they are used, in registers. x is small and stays in the cache.
+// While a model writes, each weight is used once a token, so the time is that of reading the weights: the fewer bytes, the
+// better. They are unpacked where they are used, in registers. x is small and stays in the cache.
 //
 //              n, in runs of 16                ROWS rows of W at a time, so that x is loaded once for all of them.
 //      W  | l0   | l1   | l2   | l0   | ...    On a GPU the lanes l take every LANES-th run, and add up in the end.
 //         | l0   | l1   | l2   | l0   | ...    On a CPU there is one lane. It takes a block at a time (STEP == RUNS),
 //      x  | l0   | l1   | l2   | l0   | ...    since what the runs of a block share is then computed once.
 //
-// A sum is kept as sixteen partial ones until the row's end. Sums of different rows do not wait for each other either: a processor
-// that needs four cycles for an addition can begin two a cycle.
+// A sum is kept as sixteen partial ones until the row's end. Sums of different rows do not wait for each other either: a
+// processor that needs four cycles for an addition can begin two a cycle.
 #include "sums.c"
 #include "blocks.c"
 

@@ -1,6 +1,6 @@
 // The dialect of the kernels, in OpenCL C 1.2.
 //
-// A kernel runs in many work-items at once. GROUP(0) tells which of N_GROUPS(0) work-groups it belongs to, LANE which place it has
+// A kernel runs in many work-items at once. GROUP(0) tells which of N_GROUPS(0) work-groups one belongs to, LANE its place
 // there. LANES is the number of work-items of a group, known when the kernel is compiled. Work-items of a group can share
 // memory that is LOCAL, and wait for each other at a BARRIER. Everything else a kernel needs is plain C.
 
@@ -17,9 +17,9 @@
 #define GROUP(axis) ((int)get_group_id(axis))
 #define N_GROUPS(axis) ((int)get_num_groups(axis))
 #define LANE ((int)get_local_id(0))
-#define UNROLL _Pragma("unroll")
+#define UNROLL _Pragma("unroll")  // before a loop of known length: as many copies of its body
 
-// as_float, as_uint, mul_hi, exp, sin, cos, sqrt, fmax, min are OpenCL's own.
+// as_float, as_uint, mul_hi, sin, cos, sqrt, min, max are OpenCL's own.
 
 // The nearest float16, ties to even. Core OpenCL, although arithmetic in float16 is not.
 FUNCTION void store_half(GLOBAL ushort* target, float x) { vstore_half_rte(x, 0, (GLOBAL half*)target); }

@@ -5,9 +5,10 @@
 //
 //      load_bytes(p)    16 bytes as ints 0 ... 255             to_floats(q)     each int as a float
 //      load_chars(p)    16 bytes as ints -128 ... 127          as_floats(q)     each int's bits taken for a float's
-//      load_shorts(p)   16 ushorts as ints                     spread(a)        a, sixteen times
-//      load_floats(p)   16 floats                              bits_of(u)       the low 16 bits of u, lowest first, 0 or 1 each
-//      store_floats(p, x)   to memory                          to_array(w, x)   to an array of one's own
+//      load_shorts(p)   16 ushorts as ints                     bits_of(u)       the low 16 bits of u, lowest first, 0 or 1 each
+//      load_floats(p)   16 floats                              spread(a)        a, sixteen times
+//      local_floats(p)  16 floats of LOCAL memory              to_array(w, x)   to an array of one's own
+//      store_floats(p, x)   to memory
 
 #ifdef __CUDACC__
 
@@ -35,6 +36,7 @@ FUNCTION ints load_bytes(const uchar* p) EACH(ints, p[j])
 FUNCTION ints load_chars(const uchar* p) EACH(ints, (signed char)p[j])
 FUNCTION ints load_shorts(const ushort* p) EACH(ints, p[j])
 FUNCTION floats load_floats(const float* p) EACH(floats, p[j])
+FUNCTION floats local_floats(const float* p) EACH(floats, p[j])
 FUNCTION floats to_floats(ints q) EACH(floats, (float)q.at[j])
 FUNCTION floats as_floats(ints q) EACH(floats, __int_as_float(q.at[j]))
 FUNCTION ints as_ints(floats x) EACH(ints, __float_as_int(x.at[j]))
@@ -49,8 +51,9 @@ typedef int16 ints;  // OpenCL C has such types; its int16 is not a short number
 typedef float16 floats;
 
 #if LANES == 1
-// Compilers for CPUs are made of clang, and it reads and converts sixteen numbers in one instruction. The built-in functions for
-// it, below, would be called in some (PoCL 3.0): thirty times as long. A vector's address needs not be a multiple of its size here.
+// Compilers for CPUs are made of clang, and in these words it reads and converts sixteen numbers in one instruction. The
+// standard's functions for it, below, are really called by some (PoCL 3.0), which takes several times as long.
+// A vector's address need not be a multiple of its size.
 typedef uchar16 loose_bytes __attribute__((aligned(1)));
 typedef char16 loose_chars __attribute__((aligned(1)));
 typedef ushort16 loose_shorts __attribute__((aligned(2)));
@@ -59,6 +62,7 @@ FUNCTION ints load_bytes(GLOBAL const uchar* p) { return __builtin_convertvector
 FUNCTION ints load_chars(GLOBAL const uchar* p) { return __builtin_convertvector(*(GLOBAL const loose_chars*)p, ints); }
 FUNCTION ints load_shorts(GLOBAL const ushort* p) { return __builtin_convertvector(*(GLOBAL const loose_shorts*)p, ints); }
 FUNCTION floats load_floats(GLOBAL const float* p) { return *(GLOBAL const loose_floats*)p; }
+FUNCTION floats local_floats(LOCAL const float* p) { return *(LOCAL const loose_floats*)p; }
 FUNCTION floats to_floats(ints q) { return __builtin_convertvector(q, floats); }
 FUNCTION void to_array(float* w, floats x) { *(loose_floats*)w = x; }
 FUNCTION void store_floats(GLOBAL float* p, floats x) { *(GLOBAL loose_floats*)p = x; }
@@ -67,6 +71,7 @@ FUNCTION ints load_bytes(GLOBAL const uchar* p) { return convert_int16(vload16(0
 FUNCTION ints load_chars(GLOBAL const uchar* p) { return convert_int16(vload16(0, (GLOBAL const char*)p)); }
 FUNCTION ints load_shorts(GLOBAL const ushort* p) { return convert_int16(vload16(0, p)); }
 FUNCTION floats load_floats(GLOBAL const float* p) { return vload16(0, p); }
+FUNCTION floats local_floats(LOCAL const float* p) { return vload16(0, p); }
 FUNCTION floats to_floats(ints q) { return convert_float16(q); }
 FUNCTION void to_array(float* w, floats x) { vstore16(x, 0, w); }
 FUNCTION void store_floats(GLOBAL float* p, floats x) { vstore16(x, 0, p); }
@@ -96,7 +101,8 @@ FUNCTION floats spread_half_at(GLOBAL const uchar* p) {
 #endif
 }
 #else
-FUNCTION floats halves_at(GLOBAL const ushort* p) {  // half_to_float of half.c; a mask of ones or zeros chooses between the cases
+// As half_to_float in half.c; a mask of ones or zeros chooses between the cases.
+FUNCTION floats halves_at(GLOBAL const ushort* p) {
     ints h = load_shorts(p), magnitude = (h & 0x7fff) << 13;
     ints normal = magnitude + (112 << 23), tiny = as_ints(as_floats(magnitude + (113 << 23)) - as_float(113u << 23));
     ints is_tiny = (magnitude - (1 << 23)) >> 31, is_huge = ~((magnitude - (31 << 23)) >> 31);
