@@ -64,7 +64,9 @@ class Trial:
         name = self.one_of(f"format of {label}", tuple(FORMATS))
         block = FORMATS[name].block_size
         m = self.one_of("m", SIZES)
-        n = block * self.one_of("n / block size", [n for n in (SIZES if block == 1 else (1, 2, 3, 5)) if n == 1 or m * n * block <= WORK])
+        n = block * self.one_of(
+            "n / block size", [n for n in (SIZES if block == 1 else (1, 2, 3, 5)) if n == 1 or m * n * block <= WORK]
+        )
         return weight(self.random(label), label, (m, n), name, self.one_of("scales", ("usual", "mixed", "zero")))
 
     def apply(self, op: Op, *operands: Array | Tensor, **attrs: Any) -> Array:

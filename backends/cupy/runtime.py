@@ -16,7 +16,7 @@ from ops.errors import BackendError
 
 from ..device.array import DeviceArray
 from ..device.launch import Launch
-from ..device.runtime import Limits, Memory, Runtime
+from ..device.runtime import Limits, Memory, Runtime, argument, first_line
 from ..device.sources import source
 from .products import CUBLAS
 
@@ -85,12 +85,7 @@ class CudaRuntime(Runtime):
         """A call that puts this launch, with its arguments, on the current stream."""
         if launch.source == CUBLAS:
             return _product(launch)
-        if launch.group_size > self.limits.group_size or launch.local_bytes > self.limits.local_memory:
-            raise BackendError(
-                f"kernel {launch.kernel} needs {launch.local_bytes} bytes of shared memory and {launch.group_size} threads a "
-                f"block, but {self.limits.name} has {self.limits.local_memory} bytes and {self.limits.group_size} threads: "
-                "choose another device (--device)"
-            )
+        self.check(launch)
         kernel, args = self._kernel(launch), tuple(map(_argument, launch.args))
         return lambda: kernel(launch.groups, (launch.group_size,), args)
 
@@ -101,10 +96,7 @@ class CudaRuntime(Runtime):
                 try:
                     module.compile()
                 except (cupy.cuda.compiler.CompileException, ImportError) as error:
-                    raise BackendError(
-                        f"kernel {launch.kernel} ({launch.source}) does not compile for {self.limits.name}: {_first(error)}: "
-                        "update its driver, or choose another device (--device)"
-                    ) from error
+                    raise self.not_compiled(launch, error) from error
                 self._modules[launch.program] = module
             return module.get_function(launch.kernel)
 
@@ -158,7 +150,9 @@ class CudaRuntime(Runtime):
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> BackendError:
-        return BackendError(f"{self.limits.name} failed ({_first(error)}): start anew, if need be on another device (--device)")
+        return BackendError(
+            f"{self.limits.name} failed ({first_line(error)}): start anew, if need be on another device (--device)"
+        )
 
 
 class Bound:
@@ -212,12 +206,4 @@ def _product(launch: Launch) -> Call:
 
 def _argument(x: Memory | int | float) -> Any:
     """As the kernel's parameter lies in memory: an address in 64 bits, an int, a float."""
-    if isinstance(x, Memory):
-        return np.uint64(x.handle.ptr)
-    return np.int32(x) if isinstance(x, int) else np.float32(x)
-
-
-def _first(error: Exception) -> str:
-    """A driver's message in one line: the compiler's first error, if that is what it is about."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "error:" in line), lines[0] if lines else type(error).__name__)[:300]
+    return np.uint64(x.handle.ptr) if isinstance(x, Memory) else argument(x)

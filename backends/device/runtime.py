@@ -149,6 +149,35 @@ class Runtime(ABC):
         The launches' buffers stay alive as long as it does. CUDA captures them in a graph.
         """
 
+    def check(self, launch: Launch) -> None:
+        """BackendError if it asks more of a work-group than the device has."""
+        has = self.limits
+        if launch.group_size > has.group_size or launch.local_bytes > has.local_memory:
+            raise BackendError(
+                f"{has.name} has {has.local_memory} bytes of local memory and {has.group_size} work-items a group, but kernel "
+                f"{launch.kernel} needs {launch.local_bytes} and {launch.group_size}: choose another device (--device)"
+            )
+
+    def not_compiled(self, launch: Launch, error: Exception) -> BackendError:
+        """The error of a kernel that the device's compiler refuses."""
+        return BackendError(
+            f"kernel {launch.kernel} ({launch.source}) does not compile on {self.limits.name}: {first_line(error)}: "
+            "update its driver, or choose another device (--device)"
+        )
+
     @abstractmethod
     def is_compiled(self, launch: Launch) -> bool:
         """Has its kernel been built and run in this process?"""
+
+
+def argument(x: Memory | int | float) -> Any:
+    """A kernel's argument as drivers take it: the buffer's handle, an int32, a float32."""
+    if isinstance(x, Memory):
+        return x.handle
+    return np.int32(x) if isinstance(x, int) else np.float32(x)
+
+
+def first_line(error: Exception) -> str:
+    """A driver's message in one line: the compiler's first error, if that is what it is about."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "error:" in line), lines[0] if lines else type(error).__name__)[:300]

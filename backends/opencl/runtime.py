@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ops.errors import BackendError
 
 from ..device.launch import Launch
-from ..device.runtime import Limits, Memory, Runtime
+from ..device.runtime import Limits, Memory, Runtime, argument, first_line
 from ..device.sources import source
 
 OPTIONS = ["-cl-mad-enable", "-cl-std=CL1.2"]  # a * b + c may be one instruction; nothing else may be rounded differently
@@ -88,12 +88,7 @@ class OpenCLRuntime(Runtime):
 
     def _kernel(self, launch: Launch) -> cl.Kernel:
         """A kernel object of our own, since arguments belong to it; an unused one if there is one."""
-        if launch.group_size > self.limits.group_size or launch.local_bytes > self.limits.local_memory:
-            raise BackendError(
-                f"{self.limits.name} has {self.limits.local_memory} bytes of local memory and {self.limits.group_size} "
-                f"work-items a group, but kernel {launch.kernel} needs {launch.local_bytes} and {launch.group_size}: "
-                "choose another device (--device)"
-            )
+        self.check(launch)
         try:
             return self._spare[launch.program, launch.kernel].popleft()
         except IndexError:
@@ -108,10 +103,7 @@ class OpenCLRuntime(Runtime):
                         warnings.simplefilter("ignore", cl.CompilerWarning)
                         program = cl.Program(self._context, text).build(OPTIONS)
                 except cl.RuntimeError as error:
-                    raise BackendError(
-                        f"kernel {launch.kernel} ({launch.source}) does not compile on {self.limits.name}: {_first(error)}: "
-                        "update its driver, or choose another device (--device)"
-                    ) from error
+                    raise self.not_compiled(launch, error) from error
                 self._programs[launch.program] = program
             return program
 
@@ -135,9 +127,9 @@ class OpenCLRuntime(Runtime):
                 raise self.full(nbytes, self.limits.memory - self._used) from error
             if error.code in LOST:
                 raise BackendError(
-                    f"{self.limits.name} was lost ({_first(error)}): load the model anew, or on another device (--device)"
+                    f"{self.limits.name} was lost ({first_line(error)}): load the model anew, or on another device (--device)"
                 ) from error
-            raise BackendError(f"{self.limits.name} failed: {_first(error)}") from error
+            raise BackendError(f"{self.limits.name} failed: {first_line(error)}") from error
 
 
 class Bound:
@@ -147,7 +139,7 @@ class Bound:
         self._runtime, self._launches = runtime, launches
         self._calls = []
         for launch, kernel in launches:
-            kernel.set_args(*map(_argument, launch.args))
+            kernel.set_args(*map(argument, launch.args))
             first, *more = launch.groups
             rest = (1,) * len(more)
             self._calls.append((kernel, (first * launch.group_size, *more), (launch.group_size, *rest)))
@@ -159,15 +151,3 @@ class Bound:
     def __del__(self) -> None:
         for launch, kernel in self._launches:
             self._runtime._spare[launch.program, launch.kernel].append(kernel)
-
-
-def _argument(x: Memory | int | float) -> Any:
-    if isinstance(x, Memory):
-        return x.handle
-    return np.int32(x) if isinstance(x, int) else np.float32(x)
-
-
-def _first(error: Exception) -> str:
-    """A driver's message in one line: the compiler's first error, if that is what it is about."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "error:" in line), lines[0] if lines else type(error).__name__)[:300]
