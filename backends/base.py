@@ -24,7 +24,7 @@ to bind its arguments once, to plan its buffers by lifetime, or to capture the l
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
@@ -146,7 +146,7 @@ class Backend:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
-        self._resident: WeakKeyDictionary[Tensor, Buffer] = WeakKeyDictionary()
+        self._resident: dict[str, WeakKeyDictionary[Tensor, Buffer]] = defaultdict(WeakKeyDictionary)  # by dtype
         self._lock = Lock()
 
     def __init_subclass__(cls) -> None:
@@ -191,10 +191,11 @@ class Backend:
     def resident(self, tensor: Tensor, dtype: str) -> Buffer:
         """A leaf's buffer, made once for all contexts: of a "weight" as `weight` makes it, of a float in float32."""
         with self._lock:
-            if (buffer := self._resident.get(tensor)) is None:
+            known = self._resident[dtype]
+            if (buffer := known.get(tensor)) is None:
                 buffer = self.weight(tensor) if dtype == "weight" else self.upload(tensor.dequantize())
                 if buffer is not tensor:  # which would keep itself alive
-                    self._resident[tensor] = buffer
+                    known[tensor] = buffer
             return buffer
 
     def nbytes(self, buffer: Buffer) -> int:

@@ -96,7 +96,7 @@ class Pretend(Backend):
 
     def resident(self, tensor: Tensor, dtype: str):
         with self._lock:
-            if tensor not in self._resident:
+            if tensor not in self._resident[dtype]:
                 made = self.weight(tensor) if dtype == "weight" else self.upload(tensor.dequantize())
                 self._resident[tensor] = self._keep(made.content, made.shape, made.nbytes)
             return self._resident[tensor]
