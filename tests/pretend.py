@@ -96,10 +96,11 @@ class Pretend(Backend):
 
     def resident(self, tensor: Tensor, dtype: str):
         with self._lock:
-            if tensor not in self._resident[dtype]:
+            known = self._resident[dtype]
+            if tensor not in known:
                 made = self.weight(tensor) if dtype == "weight" else self.upload(tensor.dequantize())
-                self._resident[tensor] = self._keep(made.content, made.shape, made.nbytes)
-            return self._resident[tensor]
+                known[tensor] = self._keep(made.content, made.shape, made.nbytes)
+            return known[tensor]
 
     # Memory
 
