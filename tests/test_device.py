@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -252,3 +253,17 @@ def test_warming_up_compiles_and_changes_nothing(kind, fuse):
 def _after(context, tokens, more):
     context.eval(tokens)
     return context.eval(more)
+
+
+def test_memory_is_counted_right_by_many_threads(backend):
+    """Each allocates, frees and waits; the last to look finds nothing left, and none stumbled over what another gave back."""
+
+    def work(_):
+        for size in range(1, 200):
+            backend.allocate((size,), np.float32)
+            if size % 3 == 0:
+                backend.synchronize()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))  # raises what a thread raised
+    assert backend.memory_used() == 0

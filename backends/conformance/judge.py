@@ -30,7 +30,6 @@ class Tally:
     cases: int = 0  # of them held against the truth
     nmse: float = 0.0  # the worst
     limit: float = 0.0  # for that case
-    failed: bool = False
     where: Case | None = None
 
     def add(self, case: Case, nmse: float, limit: float) -> None:
@@ -110,9 +109,12 @@ def _judge(case: Case, operands: list[Array | Tensor], applied: Applied) -> None
         raise Wrong(f"its output lies in the memory of its operand {applied.shared}")
     if limits.exact:
         _same_bits("its output", applied.output, truth.astype(dtype))
-        nmse = limit = 0.0
+        _count(case, 0.0, 0.0)
     else:
-        nmse, limit = _close(case, limits, operands, applied.output, truth)
+        _close(case, limits, operands, applied.output, truth)
+
+
+def _count(case: Case, nmse: float, limit: float) -> None:
     if (tally := TALLY.get()) is not None:
         tally.add(case, nmse, limit)
 
@@ -128,8 +130,8 @@ def _same_bits(what: str, ours: Array, truth: Array) -> None:
                     f"expected {truth[at]:.9g}, got {ours[at]:.9g}")  # fmt: skip
 
 
-def _close(case: Case, limits: Tolerance, operands: list[Array | Tensor], ours: Array, truth: Array) -> tuple[float, float]:
-    """NMSE and its limit."""
+def _close(case: Case, limits: Tolerance, operands: list[Array | Tensor], ours: Array, truth: Array) -> None:
+    """NMSE, and each element, within the limit; a wrong case is counted too, so that a table shows by how much it is wrong."""
     truth = np.where(np.abs(truth) > LARGEST, np.copysign(np.inf, truth), truth)  # as float32 has it
     finite = np.isfinite(truth)
     strange = np.isfinite(ours) != finite
@@ -146,6 +148,7 @@ def _close(case: Case, limits: Tolerance, operands: list[Array | Tensor], ours: 
     error = np.where(finite, ours.astype(np.float64) - np.where(finite, truth, 0), 0)
     roundings, drift = limits.roundings(dict(case.sizes)), limits.drift(dict(case.sizes))
     nmse, limit = float(np.square(error).sum() / np.square(size).sum()), ((roundings + drift) * U) ** 2
+    _count(case, nmse, limit)
     over = np.abs(error) / ((ELEMENT * roundings + drift) * U * size)
     at = tuple(int(i) for i in np.unravel_index(np.argmax(over), over.shape))
     if nmse > limit or over[at] > 1:
@@ -154,4 +157,3 @@ def _close(case: Case, limits: Tolerance, operands: list[Array | Tensor], ours: 
             f"{over[at]:.3g} times what an element may be off\n"
             f"NMSE {nmse:.2e}, limit {limit:.2e} ({roundings + drift:.0f} roundings of 2^-24: {limits.reason})"
         )
-    return nmse, limit

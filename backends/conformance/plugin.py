@@ -109,16 +109,15 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """A failed check tells all by itself; and its code can be copied, without pytest's margin."""
     report = yield
-    if (
-        report.failed
-        and report.when == "call"
-        and _is_ours(item)
-        and call.excinfo
-        and call.excinfo.errisinstance(AssertionError)
-    ):
-        cause = call.excinfo.value.__cause__
-        trace = "".join(traceback.format_exception(cause)) if cause else ""
-        report.longrepr = f"{call.excinfo.value}\n{trace}"
+    if report.failed and report.when == "call" and _is_ours(item) and call.excinfo:
+        from hypothesis.errors import FlakyFailure
+
+        from .runner import told
+
+        if call.excinfo.errisinstance((AssertionError, FlakyFailure)):
+            cause = call.excinfo.value.__cause__
+            trace = "".join(traceback.format_exception(cause)) if cause else ""
+            report.longrepr = f"{told(call.excinfo.value)}\n{trace}"
     return report
 
 

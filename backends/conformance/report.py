@@ -56,12 +56,18 @@ def row(outcome: Outcome) -> list[str]:
         f"{tally.nmse:.1e}" if tally.where else "",
         where(tally.where),
         outcome.verdict,
-        outcome.by,
+        _shortened(outcome.by),
     ]
 
 
+def _shortened(by: str) -> str:
+    """The first two of many ops: most checks of whole models need a dozen."""
+    names = by.split(", ")
+    return by if len(names) <= 2 else f"{', '.join(names[:2])}, and {len(names) - 2} more"
+
+
 HEADINGS = ["op", "dtype", "cases", "worst NMSE", "where", "verdict", "by"]
-WIDTHS = [24, 5, 5, 10, 58, 8, 0]
+WIDTHS = [30, 5, 5, 10, 52, 8, 0]
 
 
 def summary(outcomes: Iterable[Outcome]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyFailure
 
 from ..base import Backend
 from .check import Check, Draws
@@ -73,8 +74,7 @@ def run_check(
     try:
         draw_and_run()
     except Exception as error:  # an AssertionError that tells all; or whatever a foreign backend raises
-        told = str(error) if isinstance(error, AssertionError) else f"raised {type(error).__name__}: {error}"
-        return Outcome(check, "FAILED", by, tally, told, time.perf_counter() - began)
+        return Outcome(check, "FAILED", by, tally, told(error), time.perf_counter() - began)
     finally:
         TALLY.reset(token)
     return Outcome(check, "fallback" if lacking else "ok", by, tally, "", time.perf_counter() - began)
@@ -100,3 +100,10 @@ def run_checks(
             verdict = "xfailed" if outcome.verdict == "FAILED" else "xpassed"
             outcome = Outcome(check, verdict, outcome.by, outcome.tally, xfails[name], outcome.seconds)
         yield outcome
+
+
+def told(error: BaseException) -> str:
+    """What went wrong; of a failure that did not come back, what it was the first time."""
+    if isinstance(error, FlakyFailure):
+        return f"{told(error.exceptions[0])}\nIt did not fail again with the same draws: the result depends on chance."
+    return str(error) if isinstance(error, AssertionError) else f"raised {type(error).__name__}: {error}"

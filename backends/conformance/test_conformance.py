@@ -47,17 +47,23 @@ def tally(request: pytest.FixtureRequest, backend: Backend, check: Check) -> Tal
     return tally
 
 
-@settings(deadline=None, report_multiple_bugs=False, print_blob=False, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_check(backend: Backend, check: Check, tally: Tally, data: Draws) -> None:
-    if check.examples and tally.runs >= check.examples and not tally.failed:
-        return  # it takes long; a failure is made small with as many runs as it takes
-    tally.runs += 1
+def test_check(backend: Backend, check: Check, tally: Tally) -> None:
+    """As many examples as the profile says, fewer if the check takes long."""
+    default = settings()
+
+    @settings(
+        max_examples=min(default.max_examples, check.examples or default.max_examples),
+        deadline=None,
+        report_multiple_bugs=False,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(data=st.data())
+    def draw_and_run(data: Draws) -> None:
+        attempt(backend, check, data)
+
     token = TALLY.set(tally)
     try:
-        attempt(backend, check, data)
-    except BaseException:
-        tally.failed = True
-        raise
+        draw_and_run()
     finally:
         TALLY.reset(token)

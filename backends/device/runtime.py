@@ -100,15 +100,15 @@ class Runtime(ABC):
         )
 
     def finish(self) -> None:
-        """Wait until the device has done all it was told."""
+        """Wait until the device has done all it was told, and give back what was let go before."""
         with self._lock:
-            waiting = len(self._let_go)
-        self._finish()
-        with self._lock:
-            for _ in range(waiting):
-                handle, nbytes = self._let_go.popleft()
-                self._used -= nbytes
-                del handle
+            waiting, self._let_go = self._let_go, deque()
+            try:
+                self._finish()
+            except BaseException:
+                self._let_go.extendleft(reversed(waiting))
+                raise
+            self._used -= sum(nbytes for _, nbytes in waiting)
 
     @abstractmethod
     def _allocate(self, nbytes: int) -> Any:

@@ -88,6 +88,7 @@ def show_support(args: argparse.Namespace, backend: Backend, found: dict[str, An
         r for r in support(backend) if args.expression is None or is_meant(f"op-{r['op']}-{r['dtype']}", args.expression)
     ]
     if not args.json:
+        print()
         print_table(["op", "dtype", "by"], [list(r.values()) for r in found["support"]])
     return 0
 
