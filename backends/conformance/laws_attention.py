@@ -45,7 +45,8 @@ PARTS = ("attention", "attention_scores", "causal_mask", "softmax", "attention_m
 
 @law("law-attention-causal", *PARTS)
 def attention_causal(trial: Trial) -> None:
-    """No token sees the future: whatever keys and values come after a query, its output is the same."""
+    """No token sees the future: whatever keys and values come after a query, its output is the same, for the mask gives them a
+    score of -inf, and softmax that score a weight of zero."""
     attention = Attention(trial)
     q, keys, values, T = attention.q, attention.keys, attention.values, len(attention.q)
     t = attention.trial.one_of("t", sorted({0, T // 2, T - 1}))
@@ -59,7 +60,8 @@ def attention_causal(trial: Trial) -> None:
 
 @law("law-attention-mean", *PARTS)
 def attention_mean(trial: Trial) -> None:
-    """A query of zeros has no preference: its output is the mean of all values that it sees, those before and its own."""
+    """A query of zeros has no preference, since all its scores are zero: its output is the mean of all values that it sees, those
+    before and its own."""
     attention = Attention(trial)
     y = attention(np.zeros_like(attention.q), attention.keys, attention.values)
     n_seen = attention.positions[:, None, None] + 1

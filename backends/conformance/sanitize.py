@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from ops.errors import BackendError
@@ -107,10 +107,10 @@ def sanitize(backend: str, todo: Sequence[Job] | None = None, done: Callable[[],
     n = min(usable_cpus(), len(todo)) or 1
     result, lock = Sanitized(len(todo)), Lock()
     found: dict[tuple[str, str, str, int], Finding] = {}
-    processes: list[subprocess.Popen[str]] = []
+    stopped = Event()
 
     def work(part: Sequence[Job]) -> None:
-        for job, reports, kernels in _answers(backend, part, processes):
+        for job, reports, kernels in _answers(backend, part, stopped):
             with lock:
                 result.kernels.update(kernels)
                 for report in reports:
@@ -123,9 +123,8 @@ def sanitize(backend: str, todo: Sequence[Job] | None = None, done: Callable[[],
     with ThreadPoolExecutor(n) as pool:
         try:
             list(pool.map(work, [todo[i::n] for i in range(n)]))
-        finally:
-            for process in processes:
-                process.kill()
+        finally:  # also after an error, or Ctrl-C: nobody goes on
+            stopped.set()
     result.findings = sorted(found.values(), key=lambda f: (f.file, f.line, f.kernel, f.kind))
     return result
 
@@ -133,19 +132,21 @@ def sanitize(backend: str, todo: Sequence[Job] | None = None, done: Callable[[],
 Answer = tuple[Job, list[dict[str, Any]], set[tuple[str, str]]]
 
 
-def _answers(backend: str, todo: Sequence[Job], started: list[subprocess.Popen[str]]) -> Iterator[Answer]:
+def _answers(backend: str, todo: Sequence[Job], stopped: Event) -> Iterator[Answer]:
     """What the simulator says of each job. One in which it dies is told so, and another process goes on after it."""
     while todo:
         n_done, begun = 0, False
         with tempfile.TemporaryDirectory() as folder:
             errors = Path(folder, "errors")
             with _start(Path(folder, "log"), errors) as process:
-                started.append(process)
                 assert process.stdin
                 assert process.stdout
                 process.stdin.write(json.dumps({"backend": backend, "jobs": [asdict(job) for job in todo]}))
                 process.stdin.close()
                 for line in process.stdout:
+                    if stopped.is_set():
+                        process.kill()
+                        return
                     answer = json.loads(line)
                     if "error" in answer:
                         raise BackendError(answer["error"])
