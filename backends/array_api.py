@@ -170,6 +170,7 @@ class ArrayApi(Backend):
 
 class Strict(ArrayApi):
     name: ClassVar[str] = "array_api_strict"
+    kv_dtypes: ClassVar[tuple[str, ...]] = ("float32",)  # the standard has no float16
     namespace: ClassVar[str] = "array_api_strict"
     packages: ClassVar[str] = "array-api-strict"
 

@@ -141,6 +141,7 @@ class Backend:
 
     name: ClassVar[str] = "reference"
     kv_dtype: ClassVar[DTypeLike] = np.float32  # of a KV cache, if the user does not say
+    kv_dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")  # what it may be
     kv_grows: ClassVar[bool] = True  # a cache starts small and is enlarged; False: it takes all its memory at once
     _kernels: ClassVar[dict[str, str]] = {}  # op -> the method that computes it
 

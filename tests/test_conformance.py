@@ -9,6 +9,7 @@ import pytest
 from backends import Backend, Options, get_backend
 from backends.conformance.runner import run_check
 from backends.conformance.suite import checks
+from backends.conformance.support import unsupported
 from ops.errors import BackendError
 
 BACKENDS = {
@@ -36,5 +37,7 @@ def test_a_backend_of_ours_conforms(name, check):
     backend = made(name)
     if isinstance(backend, str):
         pytest.skip(backend)
+    if why := unsupported(backend, checks()[check]):
+        pytest.skip(why)
     outcome = run_check(backend, checks()[check], examples=EXAMPLES)
     assert outcome.verdict == "ok", outcome.told

@@ -27,12 +27,14 @@ class Check:
 CHECKS: dict[str, Check] = {}  # every check by its name
 
 
-def check(name: str, *ops: str, examples: int | None = None) -> Callable[[Callable[[Backend, Draws], None]], Check]:
+def check(
+    name: str, *ops: str, dtype: str = "", examples: int | None = None
+) -> Callable[[Callable[[Backend, Draws], None]], Check]:
     """Declare a check: a decorator above its function, whose docstring says what must hold, and why."""
 
     def declare(run: Callable[[Backend, Draws], None]) -> Check:
         told = " ".join((run.__doc__ or "").split())
-        CHECKS[name] = made = Check(name, ops, told, run, examples=examples)
+        CHECKS[name] = made = Check(name, ops, told, run, dtype, examples)
         return made
 
     return declare

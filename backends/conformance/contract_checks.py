@@ -25,7 +25,6 @@ from .tolerances import U
 Array = NDArray[Any]
 ROWS = (1, 2, 3, 7, 8, 33, 64, 130)
 SEEDS = st.integers(0, 2**16)
-KV_DTYPES = ("float32", "float16")
 
 
 def _rng(data: Draws) -> np.random.Generator:
@@ -94,7 +93,7 @@ def upload_late(backend: Backend, data: Draws) -> None:
 @check("contract-allocate")
 def allocate(backend: Backend, data: Draws) -> None:
     """A new buffer holds zeros, also where another one with other content was before; nbytes is its size."""
-    shape, dtype = _cache_shape(data), data.draw(st.sampled_from(KV_DTYPES), label="dtype")
+    shape, dtype = _cache_shape(data), data.draw(st.sampled_from(backend.kv_dtypes), label="dtype")
     for _ in range(3):
         buffer = backend.allocate(shape, np.dtype(dtype))
         ours = np.array(backend.download(buffer))
@@ -110,7 +109,7 @@ def allocate(backend: Backend, data: Draws) -> None:
 @check("contract-overwrite")
 def overwrite(backend: Backend, data: Draws) -> None:
     """overwrite(buffer, array) changes the first len(array) rows and no other; the array may lie in memory in any way."""
-    shape, dtype = _cache_shape(data), data.draw(st.sampled_from(KV_DTYPES), label="dtype")
+    shape, dtype = _cache_shape(data), data.draw(st.sampled_from(backend.kv_dtypes), label="dtype")
     rng, layout = _rng(data), data.draw(st.sampled_from(LAYOUTS), label="layout")
     expected, buffer = np.zeros(shape, dtype), backend.allocate(shape, np.dtype(dtype))
     for _ in range(2):
@@ -126,7 +125,7 @@ def overwrite(backend: Backend, data: Draws) -> None:
 @check("contract-enlarge")
 def enlarge(backend: Backend, data: Draws) -> None:
     """A larger cache begins with the rows of the old one, and ends with zeros; the old one stays as it was."""
-    shape, dtype = _cache_shape(data), data.draw(st.sampled_from(KV_DTYPES), label="dtype")
+    shape, dtype = _cache_shape(data), data.draw(st.sampled_from(backend.kv_dtypes), label="dtype")
     more = data.draw(st.sampled_from(ROWS), label="more rows")
     old = _rng(data).standard_normal(shape).astype(dtype)
     buffer = backend.allocate(shape, np.dtype(dtype))

@@ -150,7 +150,7 @@ def layer_f32(backend: Backend, data: Draws) -> None:
     _run_program(backend, data, "float32")
 
 
-@check("graph-layer-f16", *OPS_USED)
+@check("graph-layer-f16", *OPS_USED, dtype="f16")
 def layer_f16(backend: Backend, data: Draws) -> None:
     """The same with caches in float16: what is written is rounded to it, and everything else is not."""
     _run_program(backend, data, "float16")

@@ -121,8 +121,8 @@ def matmul_identity(trial: Trial) -> None:
 
 @law("law-embedding-rows", "embedding")
 def embedding_rows(trial: Trial) -> None:
-    """The same token has the same vector wherever it stands, to the last bit, and whatever stands beside it: its row of the table
-    and nothing else."""
+    """The same token has the same vector wherever it stands, to the last bit, and whatever stands beside it: its row of the
+    table and nothing else."""
     table = trial.weight("table")
     tokens = trial.random("tokens").integers(0, table.shape[0], trial.one_of("T", TOKENS))
     x = trial.apply(ops.embedding, tokens, table)

@@ -60,8 +60,8 @@ def attention_causal(trial: Trial) -> None:
 
 @law("law-attention-mean", *PARTS)
 def attention_mean(trial: Trial) -> None:
-    """A query of zeros has no preference, since all its scores are zero: its output is the mean of all values that it sees, those
-    before and its own."""
+    """A query of zeros has no preference, since all its scores are zero: its output is the mean of all values that it sees,
+    those before and its own."""
     attention = Attention(trial)
     y = attention(np.zeros_like(attention.q), attention.keys, attention.values)
     n_seen = attention.positions[:, None, None] + 1
@@ -145,7 +145,7 @@ def kv_written(trial: Trial) -> None:
     """What is written is read again, and nothing else has changed: not the rows before, not those after, which a longer text
     before a rewind may have left there. A float32 cache keeps every bit; a float16 one the nearest float16, ties to even."""
     T, past, spare = trial.one_of("T", TOKENS), trial.one_of("past", STARTS), trial.one_of("spare", SPARE)
-    dtype = trial.one_of("dtype", ("float32", "float16"))
+    dtype = trial.one_of("dtype", trial.backend.kv_dtypes)
     _, k, d = trial.heads(past + T)
     cache = trial.array("cache", past + T + spare, k, d).astype(dtype)
     x = trial.array("x", T, k, d, magnitudes=(1.0, 1e-3, 30.0))

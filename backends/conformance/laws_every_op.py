@@ -30,7 +30,7 @@ def declare() -> None:
 
 def _same_bits(name: str, op: Op) -> Check:
     def run(backend: Backend, data: Draws) -> None:
-        kinds = dtypes(op)
+        kinds = dtypes(op, backend.kv_dtypes)
         of_kind = [cases(op, data.draw(st.sampled_from(kinds), label="dtype")) for _ in range(2)]
         case, other = (data.draw(strategy, label="case") for strategy in of_kind)
         first = _output(backend, case)

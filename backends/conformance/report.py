@@ -46,9 +46,9 @@ def where(case: Case | None) -> str:
 
 
 def row(outcome: Outcome) -> list[str]:
-    """Op or name, dtype, cases, worst NMSE, where, verdict, kernel or fallback."""
+    """Op or name, dtype, cases, worst NMSE, where, verdict, kernel or fallback (of a skipped check: why)."""
     check, tally = outcome.check, outcome.tally
-    is_op = bool(check.dtype)
+    is_op = check.name.startswith("op-")
     return [
         check.ops[0] if is_op else check.name,
         check.dtype,
@@ -56,7 +56,7 @@ def row(outcome: Outcome) -> list[str]:
         f"{tally.nmse:.1e}" if tally.where else "",
         where(tally.where),
         outcome.verdict,
-        _shortened(outcome.by),
+        outcome.told if outcome.verdict == "skipped" else _shortened(outcome.by),
     ]
 
 

@@ -16,7 +16,7 @@ from ..base import Backend
 from .check import Check, Draws
 from .judge import TALLY, Tally
 from .replay import attempt
-from .support import KERNEL, fallback
+from .support import KERNEL, fallback, unsupported
 
 EXAMPLES = 100  # hypothesis' own default
 
@@ -92,8 +92,8 @@ def run_checks(
     """The outcomes of these checks, one after the other."""
     skips, xfails = skips or {}, xfails or {}
     for name, check in checks.items():
-        if name in skips:
-            yield Outcome(check, "skipped", "", told=skips[name])
+        if why := skips.get(name) or unsupported(backend, check):
+            yield Outcome(check, "skipped", "", told=why)
             continue
         outcome = run_check(backend, check, examples=examples, at=at)
         if name in xfails:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -141,10 +142,19 @@ def warm_up(trial: Trial) -> None:
     assert_same(np.concatenate(parts), wanted, f"{n} tokens, warmed up after {before}")
 
 
-def give_way(frame: FrameType | None, event: str, arg: Any) -> Any:
-    """A trace function: now and then between two lines of Python another thread has its turn, so that a race has its chance."""
-    if event == "line" and CHANCE.random() < 0.3:
-        time.sleep(1e-6)  # of zero seconds the same thread would be awake first
+def giving_way(backend: Backend) -> Callable[[FrameType, str, Any], Any]:
+    """A trace function: now and then between two lines of the backend's Python another thread has its turn, so that a race has
+    its chance. Lines of the libraries that it stands on are not looked at: there are a hundred times more of them."""
+    classes = [c for c in type(backend).__mro__ if issubclass(c, Backend)]
+    folders = tuple({os.path.dirname(sys.modules[c.__module__].__file__ or "") + os.sep for c in classes})
+
+    def give_way(frame: FrameType, event: str, arg: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(folders):
+            return None
+        if event == "line" and CHANCE.random() < 0.3:
+            time.sleep(1e-6)  # of zero seconds the same thread would be awake first
+        return give_way
+
     return give_way
 
 
@@ -195,7 +205,7 @@ def _at_once(sessions: Sequence[Session], tokens: Sequence[Array], lengths: Sequ
     together, n_together = Barrier(len(sessions)), min(map(len, lengths))
 
     def work(i: int) -> None:
-        sys.settrace(give_way)  # of this thread only
+        sys.settrace(giving_way(sessions[i].backend))  # of this thread only
         try:
             steps = _steps(sessions[i], tokens[i], lengths[i])
             for n in range(len(lengths[i])):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -41,14 +42,15 @@ ATTRS: dict[str, tuple[Any, ...]] = {
     "eps": (1e-5, 1e-6, 1e-3, 0.1), "neox": (False, True), "h": (1, 2, 3, 4, 7, 8, 9, 32), "scale": SHARPNESS,
 }  # fmt: skip
 BY_TYPE: dict[str, tuple[Any, ...]] = {"float": (1.0, 0.3, -2.0), "bool": (False, True), "int": (1, 2, 3, 7)}
+KV = {"float32": "f32", "float16": "f16"}  # dtypes of caches, as checks are named after them
 WORK = 3_000_000  # the product of all sizes: what a case may take
 
 
-def dtypes(op: Op) -> list[str]:
+def dtypes(op: Op, kv_dtypes: Sequence[str] = tuple(KV)) -> list[str]:
     """What an op is tried with: formats of its weights, dtypes of its caches, or float32 alone."""
     if any(o.dtype == "weight" for o in op.inputs):
         return list(FORMATS)
-    return ["f32", "f16"] if any(map(is_cache, op.inputs)) else ["f32"]
+    return [KV[dtype] for dtype in kv_dtypes] if any(map(is_cache, op.inputs)) else ["f32"]
 
 
 @st.composite

@@ -6,7 +6,7 @@ from ops.op import OPS, Op
 
 from ..base import Backend
 from .check import Check
-from .strategies import dtypes
+from .strategies import KV, dtypes
 
 KERNEL, DECOMPOSED, ON_HOST = "kernel", "decomposed", "on the host"
 
@@ -24,6 +24,17 @@ def fallback(backend: Backend, check: Check) -> str:
     return ", ".join(f"{name} {told}" for name, told in lacking.items())
 
 
+def unsupported(backend: Backend, check: Check) -> str:
+    """Why this check does not concern the backend; nothing if it does."""
+    if check.dtype in KV.values() and check.dtype not in (KV[dtype] for dtype in backend.kv_dtypes):
+        return f"backend '{backend.name}' keeps caches in {', '.join(backend.kv_dtypes)} only"
+    return ""
+
+
 def support(backend: Backend) -> list[dict[str, str]]:
     """A record for every op and dtype, without running anything."""
-    return [{"op": op.name, "dtype": dtype, "by": how(backend, op)} for op in OPS.values() for dtype in dtypes(op)]
+    return [
+        {"op": op.name, "dtype": dtype, "by": how(backend, op)}
+        for op in OPS.values()
+        for dtype in dtypes(op, backend.kv_dtypes)
+    ]

@@ -12,7 +12,7 @@ from backends.conformance.judge import TALLY, Tally
 from backends.conformance.plugin import backend_of, excused, option
 from backends.conformance.replay import attempt
 from backends.conformance.suite import checks
-from backends.conformance.support import fallback
+from backends.conformance.support import fallback, unsupported
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -49,6 +49,8 @@ def tally(request: pytest.FixtureRequest, backend: Backend, check: Check) -> Tal
 
 def test_check(backend: Backend, check: Check, tally: Tally) -> None:
     """As many examples as the profile says, fewer if the check takes long."""
+    if why := unsupported(backend, check):
+        pytest.skip(why)
     default = settings()
 
     @settings(
