@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.graph import Graph, Node, Value
+from ops.errors import BackendError
+from ops.graph import Dim, Graph, Node, Value
 from ops.tensor import Tensor
 
 from ..base import Buffer, Event, Observer, Progress
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
 
 Sizes = Mapping[str, int]
 Arrays = dict[Value, DeviceArray | DeviceWeight]
+Call = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Program:
-    """The launches for steps of one size. `each` runs node by node, for an observer."""
+    """The launches for steps of one size: all in one call, or node by node for an observer."""
 
     arrays: Arrays
-    run: Callable[[], None] | None
-    each: list[tuple[Node, Callable[[], None]]]
+    run: Call
+    each: list[tuple[Node, Call]]
 
 
 class DevicePlan:
@@ -88,26 +90,30 @@ class DevicePlan:
         }
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
-        program = self._program(self._sizes(inputs), observe is not None)
+        if missing := self._inputs.keys() - inputs.keys():
+            raise BackendError(f"a step of this graph needs {', '.join(sorted(missing))} too")
+        sizes = self._sizes(inputs)
+        program = self._program(sizes, observe is not None)
         for name, array in inputs.items():
             self._write(program.arrays[self._inputs[name]], array)
         try:
-            if observe is None and program.run:
+            if observe is None:
                 program.run()
-            for node, run in program.each if observe else ():
-                self._observed(node, run, program.arrays, observe)  # type: ignore[arg-type]
+            else:
+                for node, run in program.each:
+                    self._observed(node, run, program.arrays, sizes, observe)
         except BaseException:
             self._runtime.finish()  # nothing may run on that the caller thinks is over
             raise
         return [program.arrays[v] for v in self._graph.outputs]
 
-    def _observed(self, node: Node, run: Callable[[], None], arrays: Arrays, observe: Observer) -> None:
+    def _observed(self, node: Node, run: Call, arrays: Arrays, sizes: Sizes, observe: Observer) -> None:
         began = perf_counter()
         run()
         self._runtime.finish()
         seconds = perf_counter() - began
-        operands: list[Any] = [arrays[v] for v in node.inputs]
-        observe(Event(node, operands, arrays[node.output], seconds, self._backend, on_host=False))
+        operands: list[Any] = [_known(arrays[v], sizes) for v in node.inputs]
+        observe(Event(node, operands, _known(arrays[node.output], sizes), seconds, self._backend, on_host=False))
 
     def _sizes(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, int]:
         """What the letters stand for in this step. S is what the last token sees."""
@@ -122,18 +128,18 @@ class DevicePlan:
         return sizes
 
     def _program(self, sizes: dict[str, int], observed: bool) -> Program:
-        if not (observed or self._needs_seen):
+        if not self._needs_seen:
             sizes = {dim: size for dim, size in sizes.items() if dim != "S"}
         key = (observed, *sorted(sizes.items()))
         if key not in self._programs:
             self._bring_weights(lambda items, told: items)
             self._make_room(sizes)
-            for old in [k for k, p in self._programs.items() if not _is_decode(k)]:  # of other lengths only the last one stays
+            for old in [key for key in self._programs if not _is_decode(key)]:  # of other lengths only the last one stays
                 del self._programs[old]
             arrays = self._arrays(sizes, self._caches)
             by_node = [(node, self._launches(node, arrays)) for node in self._graph.nodes]
             if observed:
-                program = Program(arrays, None, [(node, self._runtime.prepare(todo)) for node, todo in by_node])
+                program = Program(arrays, lambda: None, [(node, self._runtime.prepare(todo)) for node, todo in by_node])
             else:
                 program = Program(arrays, self._runtime.prepare([launch for _, todo in by_node for launch in todo]), [])
             self._programs[key] = program
@@ -205,8 +211,19 @@ def _viewed(node: Node) -> Value:
 
 def _shape(value: Value, sizes: Sizes) -> tuple[int, ...]:
     """A value's shape in a step. A size that the step does not tell stays a letter: no launch may depend on it."""
-    return tuple(cast(int, sizes.get(d, d)) if isinstance(d, str) else d for d in value.shape)
+    return _sized(value.shape, sizes)
+
+
+def _sized(shape: Sequence[Dim], sizes: Sizes) -> tuple[int, ...]:
+    return tuple(cast(int, sizes.get(d, d)) if isinstance(d, str) else d for d in shape)
+
+
+def _known(array: DeviceArray | DeviceWeight, sizes: Sizes) -> DeviceArray | DeviceWeight:
+    """The array with numbers for all of its sizes, as an observer wants it."""
+    return array.seen_as(_sized(array.shape, sizes)) if isinstance(array, DeviceArray) else array
 
 
 def _is_decode(key: tuple[Any, ...]) -> bool:
-    return key[0] is False and dict(key[1:]).get("T") == 1 and "S" not in dict(key[1:])
+    """A program for one token, which will be wanted again and again."""
+    sizes = dict(key[1:])
+    return sizes.get("T") == 1 and "S" not in sizes
