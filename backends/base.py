@@ -27,7 +27,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import RLock
 from typing import Any, ClassVar, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -94,7 +94,7 @@ def usable_cpus() -> int:
 
 @dataclass(frozen=True)
 class Event:
-    """One op has run: what an observer of a step is told."""
+    """One op has run: what an observer of a step is told. The buffers are its to look at until it returns."""
 
     node: Node
     operands: list[Buffer]
@@ -128,7 +128,10 @@ class Plan(Protocol):
         """From now on the leaf of this name is another buffer: a cache that has grown."""
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
-        """One step: arrays for the leaves that were not bound; returns the graph's outputs."""
+        """One step: arrays for the leaves that were not bound; returns the graph's outputs, which the next step may overwrite.
+
+        ShapeError: an input is missing, or its shape does not fit the graph's.
+        """
 
 
 class Backend:
@@ -148,7 +151,7 @@ class Backend:
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
         self._resident: dict[str, WeakKeyDictionary[Tensor, Buffer]] = defaultdict(WeakKeyDictionary)  # by dtype
-        self._lock = Lock()
+        self._resident_lock = RLock()  # no shorter name, which a subclass might have for a lock of its own
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -171,6 +174,7 @@ class Backend:
         return np.zeros(shape, dtype)
 
     def upload(self, array: NDArray[Any]) -> Buffer:
+        """The array, of floats or integers and in any layout, as a buffer; a copy, if kernels may still read it afterwards."""
         return array
 
     def download(self, buffer: Buffer) -> NDArray[Any]:
@@ -191,7 +195,7 @@ class Backend:
 
     def resident(self, tensor: Tensor, dtype: str) -> Buffer:
         """A leaf's buffer, made once for all contexts: of a "weight" as `weight` makes it, of a float in float32."""
-        with self._lock:
+        with self._resident_lock:
             known = self._resident[dtype]
             if (buffer := known.get(tensor)) is None:
                 buffer = self.weight(tensor) if dtype == "weight" else self.upload(tensor.dequantize())

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from ops.errors import ShapeError
 from ops.graph import Graph, Node, Value
 from ops.tensor import Tensor
 
@@ -38,6 +40,7 @@ class LoopPlan:
         self._slot = {value: slot for slot, value in enumerate(values)}
         self._slot_as_stored: dict[Value, int] = {}  # weights for formulas on the host, which take them as they are
         self.slot_of_leaf = {name: self._slot[value] for name, value in graph.leaves.items()}
+        self._inputs = {name: value for name, value in graph.leaves.items() if name not in leaves}
         self.outputs = [self._slot[v] for v in graph.outputs]
         self.program = self._instructions(graph)
         self._bound: list[Buffer] = [None] * (len(self._slot) + len(self._slot_as_stored))
@@ -91,6 +94,7 @@ class LoopPlan:
 
     def start(self, inputs: Mapping[str, NDArray[Any]]) -> list[Buffer]:
         """The values of a step, by slot, before the first instruction."""
+        sizes_of(self._inputs, inputs)
         values = self._bound.copy()
         for name, array in inputs.items():
             values[self.slot_of_leaf[name]] = self._backend.upload(array)
@@ -112,3 +116,18 @@ class LoopPlan:
         self._backend.synchronize()
         observe(Event(i.node, operands, output, perf_counter() - began, self._backend, i.on_host))
         return output
+
+
+def sizes_of(wanted: Mapping[str, Value], inputs: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """What the letters of the inputs' shapes stand for in a step. ShapeError if these are not what the graph takes."""
+    if wanted.keys() != inputs.keys():
+        told = (", ".join(sorted(names)) or "nothing" for names in (wanted, inputs))
+        raise ShapeError("a step of this graph takes {}, and was given {}".format(*told))
+    sizes: dict[str, int] = {}
+    for name, value in wanted.items():
+        shape = np.shape(inputs[name])
+        expected = [sizes.get(d, d) if isinstance(d, str) else d for d in value.shape]
+        sizes |= {d: n for d, n in zip(expected, shape, strict=False) if isinstance(d, str)}
+        if [sizes.get(d, d) if isinstance(d, str) else d for d in expected] != list(shape):
+            raise ShapeError(f"{name} has the shape {list(shape)}, expected [{', '.join(map(str, expected))}]")
+    return sizes

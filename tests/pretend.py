@@ -95,7 +95,7 @@ class Pretend(Backend):
         return Memory(Tensor(tensor.name, tensor.shape, tensor.format, tensor.data), tensor.shape, tensor.nbytes)
 
     def resident(self, tensor: Tensor, dtype: str):
-        with self._lock:
+        with self._resident_lock:
             known = self._resident[dtype]
             if tensor not in known:
                 made = self.weight(tensor) if dtype == "weight" else self.upload(tensor.dequantize())

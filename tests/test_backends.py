@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Lock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -158,6 +160,28 @@ def test_enlarge_keeps_the_rows_and_adds_zeros():
         backend.overwrite(buffer, np.ones((1, 1, 3), np.float32))
         larger = backend.download(backend.enlarge(buffer, 4))
         np.testing.assert_array_equal(larger[:, 0], [[1, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]])
+
+
+def test_a_backend_may_have_a_lock_of_its_own():
+    """Contexts in several threads share it, so it may well; `_lock` is what one would call it."""
+
+    class Locked(Backend):
+        def __init__(self) -> None:
+            super().__init__()
+            self._lock = Lock()
+
+        def upload(self, array):
+            assert self._lock.acquire(timeout=5), "held while a tensor is brought to the backend"
+            try:
+                return array.copy()
+            finally:
+                self._lock.release()
+
+        def weight(self, tensor):
+            return self.resident(tensor, "float")  # one form for both
+
+    backend, w = Locked(), tensor(np.eye(4))
+    assert backend.resident(w, "weight") is backend.resident(w, "float")
 
 
 def test_an_observer_sees_every_node_with_its_operands():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ops
-from backends import Options, get_backend
+from backends import Backend, Options, get_backend
 from backends.device import sources
 from backends.device.lifetimes import Lifetime, share
-from ops.errors import BackendError
+from ops.errors import BackendError, ShapeError
 from ops.graph import Graph
 from ops.tensor import Tensor
 
@@ -83,6 +85,34 @@ def test_a_plan_serves_steps_of_any_length_in_any_order(backend):
         h = silu(x.astype(np.float64) @ w.T)
         # products of 8 terms and a few exponentials in float32, of numbers around 1: some roundings of 2^-24
         np.testing.assert_allclose(backend.download(plan({"x": x})[0]), silu(silu(h)) + h, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("made", [OpenCL, Backend], ids=["device", "loop"])
+def test_a_step_with_other_inputs_than_the_graphs_is_refused(made):
+    """In a sentence: else what lies in the buffers since the last step would be taken for it."""
+    graph, x = Graph(), np.ones((3, 4), np.float32)
+    graph.outputs = [ops.add(graph.leaf("a", ("T", 4)), graph.leaf("b", ("T", 4)))]
+    backend = made()
+    plan = backend.compile(graph, {})
+    for inputs, told in (
+        ({"a": x}, "takes a, b, and was given a$"),
+        ({"a": x, "b": x, "c": x}, "takes a, b, and was given a, b, c$"),
+        ({"a": x, "b": x[:2]}, r"b has the shape \[2, 4\], expected \[3, 4\]"),
+        ({"a": x[:, :3], "b": x}, r"a has the shape \[3, 3\], expected \[T, 4\]"),
+    ):
+        with pytest.raises(ShapeError, match=told):
+            plan(inputs)
+    np.testing.assert_array_equal(backend.download(plan({"a": x, "b": x})[0]), 2 * x)
+
+
+def test_a_position_beyond_the_cache_is_refused(backend):
+    """numpy would say so by itself; a kernel would write to memory that belongs to others."""
+    graph = Graph()
+    seen = ops.kv_write(graph.leaf("cache", ("C", 1, 8)), graph.leaf("x", ("T", 1, 8)), graph.leaf("positions", ("T",), "int"))
+    graph.outputs = [ops.attention_mix(graph.leaf("p", (1, "T", "S")), seen)]
+    plan = backend.compile(graph, {"cache": backend.allocate((4, 1, 8), np.float32)})
+    with pytest.raises(ShapeError, match="a token at position 4, but the cache has 4 places"):
+        plan({"x": np.ones((1, 1, 8), np.float32), "positions": np.array([4]), "p": np.ones((1, 1, 5), np.float32)})
 
 
 def test_scratch_is_told_before_it_is_taken(backend):
@@ -226,6 +256,26 @@ def test_threads_of_a_cpu_may_be_fewer():
     backend = OpenCL(Options(n_threads=1))
     x = np.ones((1, 8), np.float32)
     np.testing.assert_array_equal(backend.download(backend.kernel_of(ops.add)(backend.upload(x), backend.upload(x))), 2 * x)
+
+
+@pytest.mark.parametrize("end", ["raise SystemExit(3)", "del backend, x, weight, y; gc.collect(); raise SystemExit(3)"])
+def test_python_may_end_and_a_backend_may_go_while_its_kernels_run(end):
+    """Memory that a kernel of PoCL still reads must stay: without it the process dies of a signal."""
+    code = f"""
+import gc
+import numpy as np
+import ops
+from backends.opencl import OpenCL
+from ops.tensor import Tensor
+backend = OpenCL()
+stored = np.ones((2048, 2048), np.float32).view(np.uint8)
+weight = backend.weight(Tensor("w", (2048, 2048), ops.FORMATS["F32"], stored))
+del stored
+x = backend.upload(np.ones((512, 2048), np.float32))
+y = backend.kernel_of(ops.matmul)(x, weight)  # some tenths of a second
+{end}
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 3
 
 
 def test_unknown_features_are_told():

@@ -169,6 +169,24 @@ def test_what_eval_refuses_leaves_the_context_as_it_was(model, tokens, error, sa
     assert context.tokens == TOKENS
 
 
+def test_an_interrupt_while_the_cache_grows_loses_nothing(monkeypatch):
+    """Between a larger cache and the plan that is to use it."""
+    model, tokens = Model.load(TINY / "llama-gqa-tied.gguf", n_ctx=600), (TOKENS * 40)[:300]
+    wanted = model.context().eval(tokens)
+    context = model.context()
+    context.eval(tokens[:10])
+
+    def interrupt(name, buffer):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(context._executor, "rebind", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            context.eval(tokens[10:])
+    # two steps instead of one are other BLAS calls, which add in another order: some 64 roundings of 2^-24
+    np.testing.assert_allclose(context.eval(tokens[10:]), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
 def test_an_interrupt_in_the_middle_of_a_prompt_leaves_the_context_as_it_was(model):
     context = model.context(n_batch=2)
     context.eval(TOKENS[:3])

@@ -420,6 +420,7 @@ def test_maps_are_read_as_they_are_written(parts):
         ({"device_memory": -1}, "device_memory = -1"),
         ({"type_k": "q8_0"}, "type_k = 'q8_0': a KV cache is kept in f32 or f16"),
         ({"type_v": 1}, "type_v = 1"),
+        ({"backend": "backends.array_api:Strict", "type_v": "f16"}, "backend 'array_api_strict' keeps it in float32"),
         ({"n_batch": 0}, "n_batch = 0"),
         ({"backend": Numpy(), "device_memory": 5}, "give them to the one you made"),
     ],

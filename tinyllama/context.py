@@ -129,8 +129,9 @@ class Context:
             if self._caches[name].shape[0] < places:  # one at a time, so that no two whole caches are in memory
                 backend = self.model.placement.layers[i]
                 with telling(backend, "when its KV cache grew"):
-                    self._caches[name] = backend.enlarge(self._caches[name], places)
-                self._executor.rebind(name, self._caches[name])
+                    larger = backend.enlarge(self._caches[name], places)
+                self._executor.rebind(name, larger)  # first: if Ctrl-C comes between, the next step does both again
+                self._caches[name] = larger
         self._places = places
 
     def _checked(self, tokens: Sequence[int]) -> NDArray[np.int64]:

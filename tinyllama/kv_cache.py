@@ -36,11 +36,14 @@ def cache_shapes(graph: Graph) -> Shapes:
 
 
 def cache_dtypes(shapes: Shapes, layers: Sequence[Backend], types: KvTypes) -> dict[str, np.dtype]:
-    """Of each cache: what the user wants, or what the backend of its layer prefers."""
+    """Of each cache: what the user wants, or what the backend of its layer prefers. OptionError if it cannot have that."""
     dtypes = {}
     for name, (layer, _) in shapes.items():
-        wanted = types.k if name.startswith("cache_k") else types.v
-        dtypes[name] = TYPES[wanted] if wanted else np.dtype(layers[layer].kv_dtype)
+        wanted, backend = types.k if name.startswith("cache_k") else types.v, layers[layer]
+        dtypes[name] = TYPES[wanted] if wanted else np.dtype(backend.kv_dtype)
+        if dtypes[name].name not in backend.kv_dtypes:
+            can = " or ".join(backend.kv_dtypes)
+            raise OptionError(f"a KV cache of {dtypes[name].name} (-ctk, -ctv): backend '{backend.name}' keeps it in {can}")
     return dtypes
 
 

@@ -35,7 +35,6 @@ class CudaRuntime(Runtime):
         self.has_cublas = _has_cublas()
         self._modules: dict[tuple[Any, ...], cupy.RawModule] = {}
         self._ran: set[tuple[Any, ...]] = set()
-        self.launched, self.launch_seconds = 0, 0.0
 
     # Memory
 
@@ -102,12 +101,12 @@ class CudaRuntime(Runtime):
 
     def run(self, calls: Sequence[Call], n_launches: int) -> None:
         """Put them on the stream, with no other thread's in between."""
-        began = perf_counter()
         with self._lock, self._told(), self._stream:
+            began = perf_counter()  # not before: to wait for another thread is no cost of launching
             for call in calls:
                 call()
-        self.launched += n_launches
-        self.launch_seconds += perf_counter() - began
+            self.launched += n_launches
+            self.launch_seconds += perf_counter() - began
 
     def capture(self, calls: Sequence[Call]) -> Call:
         """One call for all: the driver checks and orders them now, and later is told of them at once."""

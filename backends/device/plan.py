@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.errors import BackendError
+from ops.errors import ShapeError
 from ops.graph import Dim, Graph, Node, Value
 from ops.tensor import Tensor
 
 from ..base import Buffer, Event, Observer, Progress
+from ..plan import sizes_of
 from .array import DeviceArray, DeviceWeight
 from .launch import Launch
 from .lifetimes import Lifetime, Shared, share
@@ -47,6 +48,7 @@ class DevicePlan:
         self._inputs = {name: v for name, v in graph.leaves.items() if name not in leaves}
         self._caches = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, DeviceArray)}
         self._tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+        self._places = self._fewest_places()
         self._resident: Arrays = {}
         # no size depends on S, unless attention runs in parts, or what is seen of a cache is a result
         self._needs_seen = any("S" in v.shape for v in [*_own_values(graph, self._inputs.values()), *graph.outputs])
@@ -55,9 +57,15 @@ class DevicePlan:
         self._buffers: list[Memory] = [self._runtime.allocate(n) for n in self._shared.sizes]
         self._programs: dict[tuple[Any, ...], Program] = {}
 
+    def _fewest_places(self) -> int:
+        """Of the smallest cache; where there is none, no position is too high."""
+        leaves = self._graph.leaves
+        return min((c.shape[0] for name, c in self._caches.items() if leaves[name].shape[0] == "C"), default=1 << 31)
+
     def rebind(self, name: str, buffer: Buffer) -> None:
+        self._programs.clear()  # first: if Ctrl-C comes between, none of them may be left
         self._caches[name] = buffer
-        self._programs.clear()
+        self._places = self._fewest_places()
 
     def warm_up(self, progress: Progress) -> None:
         """Bring the weights to the device, and compile each kernel that steps of one token and of many will want."""
@@ -90,8 +98,6 @@ class DevicePlan:
         }
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
-        if missing := self._inputs.keys() - inputs.keys():
-            raise BackendError(f"a step of this graph needs {', '.join(sorted(missing))} too")
         sizes = self._sizes(inputs)
         program = self._program(sizes, observe is not None)
         for name, array in inputs.items():
@@ -117,14 +123,11 @@ class DevicePlan:
 
     def _sizes(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, int]:
         """What the letters stand for in this step. S is what the last token sees."""
-        sizes = {
-            dim: size
-            for name, array in inputs.items()
-            for dim, size in zip(self._inputs[name].shape, array.shape, strict=True)
-            if isinstance(dim, str)
-        }
+        sizes = sizes_of(self._inputs, inputs)
         if "positions" in inputs:
             sizes.setdefault("S", int(inputs["positions"][-1]) + 1)
+        if sizes.get("S", 0) > self._places:  # a kernel would write there all the same
+            raise ShapeError(f"a token at position {sizes['S'] - 1}, but the cache has {self._places} places")
         return sizes
 
     def _program(self, sizes: dict[str, int], observed: bool) -> Program:

@@ -95,7 +95,7 @@ def limits(device: Any, options: Options) -> Limits:
     asked = Limits(
         name=told(device).name,
         kind="cpu" if kind == "cpu" else "gpu",
-        group_size=device.max_work_group_size,
+        group_size=min(device.max_work_group_size, device.max_work_item_sizes[0]),  # groups extend along the first axis only
         local_memory=device.local_mem_size,
         allocation=device.max_mem_alloc_size,
         memory=device.global_mem_size,

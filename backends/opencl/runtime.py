@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import pyopencl as cl
@@ -30,6 +31,7 @@ class OpenCLRuntime(Runtime):
         self.limits = limits
         self._context = context or cl.Context([device])
         self._queue = cl.CommandQueue(self._context, device)
+        finalize(self, _wait_for, self._queue)  # and when Python ends: memory must not go before the kernels that use it
         self._shares_memory = bool(device.host_unified_memory)
         self._programs: dict[tuple[Any, ...], cl.Program] = {}
         self._ran: set[tuple[Any, ...]] = set()
@@ -130,6 +132,11 @@ class OpenCLRuntime(Runtime):
                     f"{self.limits.name} was lost ({first_line(error)}): load the model anew, or on another device (--device)"
                 ) from error
             raise BackendError(f"{self.limits.name} failed: {first_line(error)}") from error
+
+
+def _wait_for(queue: cl.CommandQueue) -> None:
+    with suppress(cl.Error):  # a device that is lost runs nothing any more
+        queue.finish()
 
 
 class Bound:
