@@ -1,4 +1,4 @@
-"""The conformance kit, pointed at every backend of ours that can run here. `.ci/run` and the docs' page run it whole."""
+"""The conformance kit, pointed at every backend of ours that can run here. docs/conformance.md tells how to run it whole."""
 
 from __future__ import annotations
 

@@ -30,6 +30,12 @@ class Applied:
     shared: str = ""  # the operand whose memory the output is, where buffers are numpy's arrays
 
 
+def apply(backend: Backend, op: Op, operands: Sequence[Array | Tensor], attrs: Mapping[str, Any], path: str) -> Applied:
+    """By "kernel", or through a "plan", as a fused op that has no kernel is in any case."""
+    is_plan = path == "plan" or (op.fused and backend.kernel_of(op) is None)
+    return (by_plan if is_plan else by_kernel)(backend, op, operands, attrs)
+
+
 def by_kernel(backend: Backend, op: Op, operands: Sequence[Array | Tensor], attrs: Mapping[str, Any]) -> Applied:
     """Call the backend's kernel, or the formula on the host if it has none."""
     buffers = [

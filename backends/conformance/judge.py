@@ -15,7 +15,7 @@ from ops.tensor import Tensor
 
 from ..base import Backend, Options
 from ..registry import known_backends
-from .apply import Applied, by_kernel, by_plan
+from .apply import Applied, apply
 from .case import Case
 from .tolerances import ELEMENT, SMALLEST, Tolerance, U, in_terms, tolerance
 
@@ -51,18 +51,17 @@ class Wrong(AssertionError):
 def check_case(backend: Backend, case: Case) -> None:
     """Run one case, and hold all of it against the formula in float64: output, what was written, what may not change."""
     op, operands = OPS[case.op], case.operands()
-    apply = by_kernel if case.path == "kernel" and not (op.fused and backend.kernel_of(op) is None) else by_plan
     try:
         try:
             with np.errstate(all="ignore"):
-                applied = apply(backend, op, operands, case.attrs)
+                applied = apply(backend, op, operands, case.attrs, case.path)
         except Exception as error:
             raise Wrong(f"raised {type(error).__name__}: {error}") from error
         _judge(case, operands, applied)
     except Wrong as wrong:
         imports = ["from backends.conformance.case import Case", "from backends.conformance.judge import check_case"]
         again = snippet(backend, imports, f"check_case(backend, {case!r})")
-        through = "the kernel" if apply is by_kernel else "a plan"
+        through = "a plan" if case.path == "plan" else "the kernel"
         told = f"{case.op} through {through} of backend '{backend.name}': {wrong}\n\n{again}"
         raise AssertionError(told) from wrong.__cause__
 

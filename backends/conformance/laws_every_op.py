@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ops.op import OPS, Op
 
 from ..base import Backend
-from .apply import by_kernel, by_plan
+from .apply import apply
 from .case import Case
 from .check import CHECKS, Check, Draws
 from .strategies import cases, dtypes
@@ -47,6 +47,5 @@ def _same_bits(name: str, op: Op) -> Check:
 
 def _output(backend: Backend, case: Case) -> NDArray[Any]:
     op = OPS[case.op]
-    apply = by_kernel if case.path == "kernel" and not (op.fused and backend.kernel_of(op) is None) else by_plan
     with np.errstate(all="ignore"):
-        return apply(backend, op, case.operands(), case.attrs).output
+        return apply(backend, op, case.operands(), case.attrs, case.path).output

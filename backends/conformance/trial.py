@@ -16,7 +16,7 @@ from ops.op import Op
 from ops.tensor import Tensor
 
 from ..base import Backend
-from .apply import Applied, Array, by_kernel, by_plan
+from .apply import Applied, Array, apply
 from .arrays import LAYOUTS, laid_out
 from .blocks import weight
 from .check import Check, Draws, check
@@ -74,10 +74,8 @@ class Trial:
         return self.run(op, *operands, **attrs).output
 
     def run(self, op: Op, *operands: Array | Tensor, **attrs: Any) -> Applied:
-        has_kernel = self.backend.kernel_of(op) is not None or not op.fused
-        apply = by_kernel if self._path == "kernel" and has_kernel else by_plan
         with np.errstate(all="ignore"):
-            applied = apply(self.backend, op, operands, attrs)
+            applied = apply(self.backend, op, operands, attrs, self._path)
         assert op.view_of or not applied.shared, f"the result of {op.name} lies in the memory of its operand {applied.shared}"
         return applied
 

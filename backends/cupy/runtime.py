@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import Any
 
@@ -56,10 +56,14 @@ class CudaRuntime(Runtime):
     def write(self, memory: Memory, array: NDArray[Any]) -> None:
         # memory of the host that is not pinned is copied aside before the call returns (CUDA's API synchronization behavior)
         self._copy(memory.handle.ptr, array.ctypes.data, array.nbytes, cuda.memcpyHostToDevice)
+        with self._lock:
+            self._let_go.append(
+                (array, 0)
+            )  # kept all the same until the device is done: some read the host's memory themselves
 
     def read(self, memory: Memory, array: NDArray[Any]) -> None:
         self._copy(array.ctypes.data, memory.handle.ptr, array.nbytes, cuda.memcpyDeviceToHost)
-        self._finish()
+        self.finish()
 
     def copy(self, target: Memory, source: Memory, nbytes: int) -> None:
         self._copy(target.handle.ptr, source.handle.ptr, nbytes, cuda.memcpyDeviceToDevice)
@@ -170,7 +174,8 @@ class Bound:
 
     def __call__(self) -> None:
         if self._n_runs == 1 and self._may_capture:
-            self._calls = [self._runtime.capture(self._calls)]
+            with suppress(BackendError):  # a driver that cannot is told of each launch, as before
+                self._calls = [self._runtime.capture(self._calls)]
         self._runtime.run(self._calls, len(self._launches))
         if self._n_runs == 0:
             self._runtime.has_run(self._launches)

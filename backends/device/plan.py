@@ -196,6 +196,7 @@ def scratch(graph: Graph, inputs: Sequence[Value], sizes: Sizes) -> Shared:
         root[node.output] = root[_viewed(node)] if node.op.view_of else node.output
     last_use = {root[v]: i for i, n in enumerate(graph.nodes) for v in n.inputs}
     last_use |= {root[v]: len(graph.nodes) for v in graph.outputs}
+    last_use |= {v: len(graph.nodes) for v in inputs if v.dtype == "int"}  # kernels find their way by them: never overwritten
     known = {"S": sizes.get("C", sizes.get("T", 1)), **sizes}  # S, in a graph that has it, may become as large as a cache is
     values = _own_values(graph, inputs)
     return share(

@@ -174,7 +174,7 @@ def argument(x: Memory | int | float) -> Any:
     """A kernel's argument as drivers take it: the buffer's handle, an int32, a float32."""
     if isinstance(x, Memory):
         return x.handle
-    return np.int32(x) if isinstance(x, int) else np.float32(x)
+    return np.float32(x) if isinstance(x, float) else np.int32(x)
 
 
 def first_line(error: Exception) -> str:

@@ -32,7 +32,7 @@ class OpenCLRuntime(Runtime):
         self._context = context or cl.Context([device])
         self._queue = cl.CommandQueue(self._context, device)
         finalize(self, _wait_for, self._queue)  # and when Python ends: memory must not go before the kernels that use it
-        self._shares_memory = bool(device.host_unified_memory)
+        self._shares_memory = bool(device.host_unified_memory and device.type & cl.device_type.CPU)
         self._programs: dict[tuple[Any, ...], cl.Program] = {}
         self._ran: set[tuple[Any, ...]] = set()
         self._spare: dict[tuple[Any, ...], deque[cl.Kernel]] = defaultdict(deque)  # not bound to anything now

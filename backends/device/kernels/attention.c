@@ -6,46 +6,9 @@
 #include "half.c"
 #include "sixteen.c"
 #include "exponential.c"
+#include "attention_types.c"
 
 #define TILE 64
-
-#if HALF_K
-#define KEY ushort
-#define KEYS_AT(p) halves_at(p)
-#define KEY_AT(p) half_to_float(*(p))
-#else
-#define KEY float
-#define KEYS_AT(p) load_floats(p)
-#define KEY_AT(p) (*(p))
-#endif
-
-// A lane keeps WIDTH components of the result at a time: on a CPU sixteen, on a GPU one, beside its neighbour's.
-#if LANES == 1 && HEAD_V % 16 == 0
-#define WIDTH 16
-#define MIXED floats
-#define ZERO spread(0)
-#define STORE(p, x) store_floats(p, x)
-#else
-#define WIDTH 1
-#define MIXED float
-#define ZERO 0
-#define STORE(p, x) *(p) = (x)
-#endif
-#if HALF_V
-#define VALUE ushort
-#else
-#define VALUE float
-#endif
-#if WIDTH == 16 && HALF_V
-#define VALUE_AT(p) halves_at(p)
-#elif WIDTH == 16
-#define VALUE_AT(p) load_floats(p)
-#elif HALF_V
-#define VALUE_AT(p) half_to_float(*(p))
-#else
-#define VALUE_AT(p) (*(p))
-#endif
-#define OWN ((HEAD_V / WIDTH + LANES - 1) / LANES)  // of them a lane has so many
 
 // query . key for each of the group's queries: a key is brought and converted once for all of them.
 FUNCTION void dot_products(TO_LOCAL const float* query, GLOBAL const KEY* key, float* result) {

@@ -1,6 +1,6 @@
 // The dialect of the kernels, in CUDA C++; prelude_opencl.h tells what its words mean. NVRTC compiles it without any header.
 
-#define KERNEL extern "C" __global__
+#define KERNEL extern "C" __global__ __launch_bounds__(LANES)
 #define FUNCTION static __device__ inline
 #define GLOBAL
 #define LOCAL __shared__

@@ -4,7 +4,7 @@
 // there. LANES is the number of work-items of a group, known when the kernel is compiled. Work-items of a group can share
 // memory that is LOCAL, and wait for each other at a BARRIER. Everything else a kernel needs is plain C.
 
-#define KERNEL __kernel
+#define KERNEL __kernel __attribute__((reqd_work_group_size(LANES, 1, 1)))  // registers are shared out for so many
 #define FUNCTION static inline
 #define GLOBAL __global
 #define LOCAL __local
