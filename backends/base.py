@@ -235,6 +235,10 @@ class Backend:
         """What this backend could run on; BackendError says what to install if that is why there is nothing."""
         return []
 
+    def is_same_device(self, other: Backend) -> bool:
+        """Do both take their memory from the same device? Then a model uses one of them only."""
+        return self is other
+
     def memory_free(self) -> int | None:
         """Bytes that may still be taken, within `Options.device_memory`; None: this backend computes in the host's memory."""
         return None

@@ -236,10 +236,14 @@ def test_memory_is_told_beforehand(path, n, type_k):
         assert needs.weights == sum(t.nbytes for t in named) + freqs  # the tied embedding once
         summary = load_summary(model)
         assert f"offloaded {n}/7 layers to pretend (large)" in summary
-        assert f"total {needs.total / MIB:.1f} MiB" in summary
+        assert f"total {told(needs.total)}" in summary
     del context
     gc.collect()
     assert device.used == (needs.weights if needs else 0)
+
+
+def told(n: int) -> str:
+    return f"{n / MIB:.1f} MiB" if n >= MIB else f"{n / 1024:.1f} KiB"
 
 
 @pytest.mark.parametrize("n", [6, "all"])
@@ -271,7 +275,7 @@ def test_too_little_memory_names_what_fits(path, cap, n_ctx, n_batch):
             with pytest.raises(BackendError, match=f"the largest -ngl that fits is {fits},") as caught:
                 load(more, device)
             assert "\n" not in str(caught.value)
-            assert f"has {cap / MIB:.1f} MiB free" in str(caught.value)
+            assert f"has {told(cap)} free" in str(caught.value)
             assert device.most_used == 0
 
 
@@ -293,7 +297,7 @@ def test_opencl_with_too_little_memory(smollm2, opencl):
 
 
 def test_a_map_that_does_not_fit(path):
-    with pytest.raises(BackendError, match=r"this map of layers needs .* on pretend@small, which has 0\.2 MiB free"):
+    with pytest.raises(BackendError, match=r"this map of layers needs .* on pretend@small, which has 256\.0 KiB free"):
         Model.load(path, layers="pretend:Pretend@small:0-5", n_ctx=4000)
 
 
@@ -402,7 +406,7 @@ def test_maps_are_read_as_they_are_written(parts):
         ({"layers": "numpy@:0"}, "expected BACKEND:FIRST-LAST"),
         ({"layers": "a:B"}, "expected BACKEND:FIRST-LAST"),
         ({"layers": "cuda9:0-1"}, "unknown backend 'cuda9'"),
-        ({"layers": "numpy@1:0-1"}, "device '1' was asked for, but the backend numpy has no devices"),
+        ({"layers": "numpy@1:0-1"}, "--device 1 was asked for, but the backend numpy has no devices"),
         ({"layers": "pretend:Pretend@9:0-1"}, "pretend has no device '9'"),
         ({"layers": "numpy:0", "n_gpu_layers": 3}, "give either -ngl"),
         ({"layers": "numpy:0", "device": 1}, "names its devices itself"),
@@ -412,8 +416,9 @@ def test_maps_are_read_as_they_are_written(parts):
         ({"n_gpu_layers": "some"}, "n_gpu_layers = 'some'"),
         ({"n_gpu_layers": True}, "n_gpu_layers = True"),
         ({"n_gpu_layers": 2.0}, "n_gpu_layers = 2.0"),
-        ({"device": "0"}, "device '0' was asked for, but the backend numpy has no devices"),
-        ({"main_gpu": 0}, "device '0' was asked for, but the backend numpy has no devices"),
+        ({"device_memory": 1 << 30}, "--device-memory 1073741824 was asked for, but the backend numpy has no devices"),
+        ({"device": "0"}, "--device 0 was asked for, but the backend numpy has no devices"),
+        ({"main_gpu": 0}, "--device 0 was asked for, but the backend numpy has no devices"),
         ({"device": "small", "main_gpu": 0, "backend": "pretend:Pretend"}, "--device small and -mg 0 name two devices"),
         ({"device": " "}, "device = ''"),
         ({"device": -1}, "device = -1"),
@@ -477,3 +482,9 @@ def test_the_command_line(path, capsys):
     assert re.search(r"^rope +host ", table, re.MULTILINE)
     assert re.search(r"^rope +kernel ", table, re.MULTILINE)
     assert "on the host, for want of a kernel: rope x4" in table
+
+
+def test_one_device_by_two_names_is_one_backend(path, opencl):
+    """What is kept there counts once, and what the user allows holds for all of it."""
+    placement = Model.load(path, layers="opencl@0:0,opencl:1-5").placement
+    assert len(placement.devices) == 1

@@ -13,6 +13,7 @@ from ops.graph import Graph
 
 from .build import Built
 from .kv_cache import KvTypes, cache_bytes, cache_dtypes, cache_shapes
+from .memory import mib
 from .offload import Placement, label
 
 
@@ -71,9 +72,13 @@ class Demand:
             if not fits(device, needs):
                 raise BackendError(
                     f"{what} needs {_told(needs, self.n_ctx)} on {label(device)}, which has {_free(device)} free: take a "
-                    "shorter context (-c), a cache in half precision (-ctk f16 -ctv f16) or smaller batches (-b), or give the "
-                    "device fewer layers"
+                    f"shorter context (-c){self.half_cache(placement)} or smaller batches (-b), or give the device fewer layers"
                 )
+
+    def half_cache(self, placement: Placement) -> str:
+        """Advice, where it is any."""
+        dtypes = cache_dtypes(cache_shapes(self.built.graph), placement.layers, self.types).values()
+        return ", a cache in half precision (-ctk f16 -ctv f16)" if any(d.itemsize > 2 for d in dtypes) else ""
 
     def _resident(self, backend: Backend, part: Graph) -> dict[str, int]:
         """Bytes of each weight and constant that a plan of this part keeps; a formula on the host takes the file's."""
@@ -109,8 +114,8 @@ def place_last(demand: Demand, device: Backend, host: Callable[[], Backend], n: 
     needs = demand.on_devices(place(wanted))[device]
     raise BackendError(
         f"{_wants(wanted, n_layer)} {_told(needs, demand.n_ctx)} on {label(device)}, which has {_free(device)} "
-        f"free: the largest -ngl that fits is {largest}, -ngl auto finds it; a shorter context (-c) or a cache in half "
-        "precision (-ctk f16 -ctv f16) leaves room for more"
+        f"free: the largest -ngl that fits is {largest}, -ngl auto finds it; a shorter context (-c)"
+        f"{demand.half_cache(place(wanted))} or smaller batches (-b) leave room for more"
     )
 
 
@@ -125,14 +130,10 @@ def _wants(n: int, n_layer: int) -> str:
 
 def _told(needs: Needs, n_ctx: int) -> str:
     return (
-        f"{_mib(needs.total)} (weights {_mib(needs.weights)}, KV cache of {n_ctx} places {_mib(needs.kv_cache)}, "
-        f"scratch {_mib(needs.scratch)})"
+        f"{mib(needs.total)} (weights {mib(needs.weights)}, KV cache of {n_ctx} places {mib(needs.kv_cache)}, "
+        f"scratch {mib(needs.scratch)})"
     )
 
 
 def _free(device: Backend) -> str:
-    return _mib(device.memory_free() or 0)
-
-
-def _mib(n: int) -> str:
-    return f"{n / 2**20:.1f} MiB"
+    return mib(device.memory_free() or 0)

@@ -1,4 +1,4 @@
-"""What this process takes of the machine's memory."""
+"""Amounts of memory: what this process takes, and how an amount is told."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ def peak_resident() -> int | None:
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def mib(n: float) -> str:
+    """Bytes for a person: in MiB; in KiB below one, in GiB from ten of them."""
+    if n < 2**20:
+        return f"{n / 2**10:.1f} KiB"
+    return f"{n / 2**20:.1f} MiB" if n < 10 * 2**30 else f"{n / 2**30:.2f} GiB"

@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING
 from backends.base import Coverage
 
 from .device_memory import Needs
-from .memory import peak_resident
+from .memory import mib, peak_resident
 from .offload import is_device, label
 from .printable import printable
 
 if TYPE_CHECKING:
     from .generation import Generation
     from .model import Model
-
-
-def mib(n: float) -> str:
-    """Bytes for a person: in MiB, or GiB from 10 of them."""
-    return f"{n / 2**20:.1f} MiB" if n < 10 * 2**30 else f"{n / 2**30:.2f} GiB"
 
 
 def load_summary(model: Model) -> str:

@@ -75,8 +75,11 @@ def one_device(device: int | str | None, main_gpu: int | None) -> str | None:
     return None if chosen is None else str(chosen)
 
 
-def made(backend: str | Backend, options: Options) -> Backend:
-    """The backend of that name with these options; one that exists already has its own."""
+def made(backend: str | Backend, options: Options, *, in_map: bool = False) -> Backend:
+    """The backend of that name with these options; one that exists already has its own.
+
+    OptionError: something is said of the device of a backend that has none, unless it is said of a whole map.
+    """
     if isinstance(backend, Backend):
         if options != Options():
             raise OptionError("n_threads, weights_memory, fuse and the device are the backend's: give them to the one you made")
@@ -84,10 +87,13 @@ def made(backend: str | Backend, options: Options) -> Backend:
     if not isinstance(backend, str):
         raise OptionError(f"backend = {backend!r}: expected a name, module:Class, or a Backend")
     got = get_backend(backend, options)
-    if options.device is not None and not is_device(got):
+    asked: dict[str, str | int | None] = {"--device": options.device}
+    if not in_map:
+        asked |= {"--device-memory": options.device_memory, "--device-features": options.device_features}
+    if not is_device(got) and (flags := [flag for flag, value in asked.items() if value is not None]):
         raise OptionError(
-            f"device '{options.device}' was asked for, but the backend {backend} has no devices: "
-            "`tinyllama devices` lists what there is, and --backend chooses"
+            f"{flags[0]} {asked[flags[0]]} was asked for, but the backend {backend} has no devices: `tinyllama devices` lists "
+            "what there is, and --backend chooses"
         )
     return got
 
@@ -105,10 +111,11 @@ def backends_of(entries: list[Entry], backend: str | Backend, options: Options) 
     if name != HOST and name not in {entry.backend for entry in entries}:
         raise OptionError(f"the map of layers (--layers) leaves out {name}, which --backend asks for: name it in the map")
     places = [(HOST, None), *(entry.place for entry in entries)]
-    return {
-        place: known.get(place) or made(place[0], replace(options, device=place[1]))
-        for place in dict.fromkeys(places)  # each once
-    }
+    for place in places:
+        if place not in known:
+            new = made(place[0], replace(options, device=place[1]), in_map=True)
+            known[place] = next((b for b in known.values() if b.is_same_device(new)), new)  # by another name
+    return {place: known[place] for place in dict.fromkeys(places)}
 
 
 def host_beside(backend: Backend) -> Callable[[], Backend]:

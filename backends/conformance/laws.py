@@ -6,11 +6,9 @@ import numpy as np
 
 import ops
 
-from .strategies import LETTERS
+from .strategies import TOKENS
 from .tolerances import in_terms
 from .trial import Trial, assert_close, assert_same, law, weight_of
-
-TOKENS = LETTERS["T"]
 
 
 @law("law-softmax-shift", "softmax")

@@ -9,10 +9,9 @@ import numpy as np
 import ops
 
 from .apply import Array
-from .strategies import LETTERS, SPARE, STARTS
+from .strategies import SPARE, STARTS, TOKENS
 from .trial import Trial, assert_close, assert_same, law
 
-TOKENS = LETTERS["T"]
 # A score of 5 is off by some roundings of 6e-8 times 5; so is its exponential, as a fraction of itself: 1e-6 of the output.
 MIXED = 3e-6
 ABOUT_ONE = np.ones(1, np.float32)  # the size of the values, of which an output is a mean, however small
@@ -74,8 +73,8 @@ def attention_mean(trial: Trial) -> None:
 @law("law-attention-one-key", *PARTS)
 def attention_one_key(trial: Trial) -> None:
     """The first token sees one key, its own, so softmax gives it weight one and the output is its value: query head i reads
-    key head i // (h / k), whatever the query."""
-    attention = Attention(trial, sharpness=(1.0, 1000.0))
+    key head i // (h / k), whatever the query: also if the own key's score is far below what stands for minus infinity."""
+    attention = Attention(trial, sharpness=(1.0, 1e5, 1000.0))
     if attention.past > 0:
         attention.positions = attention.positions - attention.past
         attention.keys, attention.values = (x[: len(attention.q)] for x in (attention.keys, attention.values))

@@ -18,13 +18,14 @@ from .case import Case, is_cache
 
 # Each list begins with what a failing case shrinks to. Sizes: one, odd, prime, at and beside the tiles of kernels.
 SIZES = (
-    1, 2, 3, 5, 7, 8, 13, 16, 31, 32, 33, 48, 63, 64, 65, 96, 97, 100, 127, 128, 129, 160, 192, 255, 256, 257, 300, 515, 1030,
+    1, 2, 3, 5, 7, 8, 13, 16, 31, 32, 33, 48, 63, 64, 65, 96, 97, 100, 127, 128, 129, 160, 192, 255, 256, 257, 300,
+    515, 1030, 1536, 2050,
 )  # fmt: skip
 TOKENS = (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 33, 64, 65, 97, 130)
 HEAD_DIMS = (64, 32, 2, 6, 40, 80, 96, 100, 112, 128, 192, 256)
 VALUE_DIMS = (64, 32, 2, 40, 128, 256)  # fewer, since a device may compile a kernel for each pair of sizes
 LETTERS = {
-    "T": TOKENS,
+    "T": (*TOKENS, 512),
     "U": (1, 2, 3, 5, 8, 17, 40),
     "V": (1, 2, 3, 7, 31, 32, 33, 100, 257),
     "d": HEAD_DIMS,
@@ -33,8 +34,8 @@ LETTERS = {
     "k": (1, 2, 3, 4, 5, 8),
 }
 RATIOS = {"h": (1, 2, 3, 4, 7, 8)}  # query heads to a key head; where a letter is a multiple of another
-STARTS = (0, 1, 2, 3, 5, 7, 15, 16, 31, 32, 33, 40, 63, 64, 65, 100, 127, 128, 200, 255, 256, 300, 511, 1030)
-FAR_STARTS = (*STARTS, 2048, 4095, 8192, 10_000, 32_768, 65_536, 100_000, 131_071, 1_000_000)  # no cache is needed
+STARTS = (0, 1, 2, 3, 5, 7, 15, 16, 31, 32, 33, 40, 63, 64, 65, 100, 127, 128, 200, 255, 256, 300, 511, 1030, 1500, 2047)
+FAR_STARTS = (*STARTS, 4095, 8192, 10_000, 32_768, 65_536, 100_000, 131_071, 1_000_000)  # no cache is needed
 SPARE = (0, 1, 2, 7, 32)  # places of a cache that are not used yet
 BLOCKS = (1, 2, 3, 4, 5)  # in a row of a quantised weight
 MAGNITUDES = (1.0, 1e-6, 1e-3, 0.1, 3.0, 10.0, 30.0, 100.0, 1e4)
@@ -45,6 +46,7 @@ ATTRS: dict[str, tuple[Any, ...]] = {
 BY_TYPE: dict[str, tuple[Any, ...]] = {"float": (1.0, 0.3, -2.0), "bool": (False, True), "int": (1, 2, 3, 7)}
 KV = {"float32": "f32", "float16": "f16"}  # dtypes of caches, as checks are named after them
 WORK = 3_000_000  # the product of all sizes: what a case may take
+SEEN_WORK = 60_000_000  # with the positions that each token sees
 
 
 def dtypes(op: Op, kv_dtypes: Sequence[str] = tuple(KV)) -> list[str]:
@@ -103,16 +105,27 @@ def _sizes(
     wanted = letters | attrs
     if tied:  # S = start + T are seen, C places are there
         wanted |= {"T"}
-    order = sorted(wanted - {"S", "C"} if tied else wanted, key=lambda x: (x in multiples, "TVUkhnmde".find(x) % 10, x))
+    # what is chosen first may be large, and little work is left for the rest: half of the time that is heads, else tokens
+    heads_first = "k" in letters and draw(st.booleans())
+    sequence = "khdeTVUnm" if heads_first else "TVUkhnmde"
+    order = sorted(
+        wanted - {"S", "C"} if tied else wanted,
+        key=lambda x: (x in multiples and not heads_first, sequence.find(x) % 10, x),
+    )
 
     def choose(letter: str, options: tuple[int, ...]) -> int:
         if letter in given:
             return int(given[letter])
-        fits = [x for x in options if work * x <= WORK and _holds(op, {**sizes, letter: x})]
+        # heads that were chosen first leave room for a long step, or for one that sees far
+        most = min(WORK, SEEN_WORK / (case["start"] + 1)) if letter == "T" and tied and heads_first else WORK
+        fits = [x for x in options if work * x <= most and _holds(op, {**sizes, letter: x})]
         return draw(st.sampled_from(fits or [x for x in options if _holds(op, {**sizes, letter: x})][:1] or [1]))
 
     for letter in order:
         options = ATTRS.get(letter, (1, 2, 3)) if letter in attrs else LETTERS.get(letter, SIZES)
+        if letter == "e" and "d" in sizes:  # values are as long as keys, as a rule
+            options = (sizes["d"],) * len(VALUE_DIMS) + VALUE_DIMS
+            work //= sizes["d"]  # the two products come one after the other
         if letter in multiples and multiples[letter] in sizes:
             of = sizes[multiples[letter]]
             options = tuple(of * ratio for ratio in RATIOS.get(letter, HEAD_DIMS))

@@ -30,6 +30,7 @@ class CudaRuntime(Runtime):
         super().__init__()
         self.limits = limits
         self._device = cupy.cuda.Device(number)
+        self.device_key = number
         with self._told():
             self._stream = cupy.cuda.Stream(non_blocking=True)
         self.has_cublas = _has_cublas()

@@ -86,6 +86,9 @@ class DeviceBackend(Backend):
 
     # Memory
 
+    def is_same_device(self, other: Backend) -> bool:
+        return type(self) is type(other) and self.runtime.device_key == other.runtime.device_key
+
     def memory_free(self) -> int | None:
         return max(0, self.runtime.limits.memory - self.runtime.used())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import RLock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
@@ -56,6 +57,7 @@ class DevicePlan:
         self._shared = scratch(graph, list(self._inputs.values()), self._largest)
         self._buffers: list[Memory] = [self._runtime.allocate(n) for n in self._shared.sizes]
         self._programs: dict[tuple[Any, ...], Program] = {}
+        self._lock = RLock()  # a context is one thread's; if two use it all the same, their steps do not mix
 
     def _fewest_places(self) -> int:
         """Of the smallest cache; where there is none, no position is too high."""
@@ -99,19 +101,20 @@ class DevicePlan:
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[Buffer]:
         sizes = self._sizes(inputs)
-        program = self._program(sizes, observe is not None)
-        for name, array in inputs.items():
-            self._write(program.arrays[self._inputs[name]], array)
-        try:
-            if observe is None:
-                program.run()
-            else:
-                for node, run in program.each:
-                    self._observed(node, run, program.arrays, sizes, observe)
-        except BaseException:
-            self._runtime.finish()  # nothing may run on that the caller thinks is over
-            raise
-        return [program.arrays[v] for v in self._graph.outputs]
+        with self._lock:
+            program = self._program(sizes, observe is not None)
+            for name, array in inputs.items():
+                self._write(program.arrays[self._inputs[name]], array)
+            try:
+                if observe is None:
+                    program.run()
+                else:
+                    for node, run in program.each:
+                        self._observed(node, run, program.arrays, sizes, observe)
+            except BaseException:
+                self._runtime.finish()  # nothing may run on that the caller thinks is over
+                raise
+            return [program.arrays[v] for v in self._graph.outputs]
 
     def _observed(self, node: Node, run: Call, arrays: Arrays, sizes: Sizes, observe: Observer) -> None:
         began = perf_counter()

@@ -47,6 +47,7 @@ class Runtime(ABC):
     """One device with one queue, in which things happen in order. Used by several threads."""
 
     limits: Limits
+    device_key: Any  # equal for runtimes of the same device
 
     def __init__(self) -> None:
         self.launched, self.launch_seconds = 0, 0.0  # kernels, and what it took the host to launch them

@@ -43,6 +43,7 @@ class WavefrontPlan(LoopPlan):
         self._crossing = sorted(made.keys() & needed)  # what the blocks' results are put together for
         # a part of a model without attention has nothing to win; what crosses must be rows, to be put together again
         self._can_cut = any(map(_writes, self._body)) and all(made[slot] == "T" for slot in self._crossing)
+        self._can_cut &= not any("T" in value.shape[1:] for value in graph.leaves.values())  # inputs are cut into rows
         self._weights = [
             self._bound[slot]
             for i in self._body

@@ -30,6 +30,7 @@ class OpenCLRuntime(Runtime):
         super().__init__()
         self.limits = limits
         self._context = context or cl.Context([device])
+        self.device_key = device
         self._queue = cl.CommandQueue(self._context, device)
         finalize(self, _wait_for, self._queue)  # and when Python ends: memory must not go before the kernels that use it
         self._shares_memory = bool(device.host_unified_memory and device.type & cl.device_type.CPU)

@@ -50,10 +50,10 @@ def memory_size(text: str) -> int:
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
     digits = text.strip().upper().removesuffix("B").removesuffix("I")
     unit = units.get(digits[-1:], 1)
-    value = number(digits[:-1] if unit > 1 else digits) * unit
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no amount of memory: give 0 or more, such as 6G")
-    return int(value)
+    try:
+        return int(float(digits[:-1] if unit > 1 else digits) * unit) if "-" not in digits else int("")
+    except (ValueError, OverflowError):  # no number, or none that is finite
+        raise argparse.ArgumentTypeError(f"'{text}' is no amount of memory: give 0 or more, such as 6G") from None
 
 
 def layer_count(text: str) -> int | str:

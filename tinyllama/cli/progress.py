@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from .arguments import note
 
 if TYPE_CHECKING:
     from ..context import Context
 
+COMPILING = "compiling kernels"  # what plans of devices say that they do
+
 
 def warm_up(context: Context) -> None:
-    """Prepare weights and kernels, with a bar for what takes more than half a second."""
+    """Prepare weights and kernels, with a bar for what takes long; where there is no terminal, with a line for kernels."""
     from tqdm import tqdm
 
-    context.warm_up(lambda items, told: tqdm(items, told, disable=None, delay=0.5, leave=False, unit=""))
+    def progress(items: list[Any], told: str) -> Iterable[Any]:
+        if told == COMPILING and not sys.stderr.isatty():
+            return _told_if_long(items)
+        bar: Iterable[Any] = tqdm(items, told, disable=None, delay=0.5, leave=False, unit="", ncols=_columns())
+        return bar
+
+    context.warm_up(progress)
+
+
+def _told_if_long(items: list[Any]) -> Iterator[Any]:
+    """Items that usually come from a cache at once; if they do not, a line says what is going on."""
+    began, silent = perf_counter(), True
+    for item in items:
+        if silent and perf_counter() - began > 0.5:
+            note(f"{COMPILING}: {len(items)}, once for this device; they are kept ...")
+            silent = False
+        yield item
+
+
+def _columns() -> int | None:
+    """80 on a terminal that says it is 0 columns wide, as some do; else tqdm asks by itself."""
+    try:
+        return None if os.get_terminal_size(sys.stderr.fileno()).columns else 80
+    except (OSError, ValueError):
+        return None
 
 
 def prompt_bar(n_tokens: int) -> Callable[[int], object]:
     """A bar for a prompt that takes more than a second to read; call it with the number of tokens read, as they are."""
     from tqdm import tqdm
 
-    bar = tqdm(total=n_tokens, desc="reading the prompt", disable=None, delay=1, leave=False, unit="")
+    bar: tqdm[Any] | None = None
 
     def read(n: int) -> None:
+        nonlocal bar  # begun with the first batch: other work may come between this and the prompt
+        bar = bar or tqdm(total=n_tokens, desc="reading the prompt", disable=None, delay=1, leave=False, unit="")
         bar.update(n)
         if bar.n >= n_tokens:
             bar.close()
