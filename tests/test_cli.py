@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tinyllama.cli import progress
 from tinyllama.cli.main import main
 
 ROOT = Path(__file__).parent.parent
@@ -335,3 +336,12 @@ def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "\x1b" not in err
     assert r"x\x1b[31mxx\n" in err
+
+
+def test_kernels_that_compile_are_told_where_there_is_no_terminal(capsys, monkeypatch):
+    """Once, and only if it takes long: kernels that come from a cache are no news."""
+    assert list(progress._told_if_long([1, 2, 3])) == [1, 2, 3]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "FROM_CACHE", -1.0)
+    assert list(progress._told_if_long([1, 2, 3])) == [1, 2, 3]
+    assert capsys.readouterr().err == "compiling kernels: 3, once for this device; they are kept ...\n"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..context import Context
 
 COMPILING = "compiling kernels"  # what plans of devices say that they do
+FROM_CACHE = 2.0  # seconds: more than kernels take that were compiled before
 
 
 def warm_up(context: Context) -> None:
@@ -33,7 +34,7 @@ def _told_if_long(items: list[Any]) -> Iterator[Any]:
     """Items that usually come from a cache at once; if they do not, a line says what is going on."""
     began, silent = perf_counter(), True
     for item in items:
-        if silent and perf_counter() - began > 0.5:
+        if silent and perf_counter() - began > FROM_CACHE:
             note(f"{COMPILING}: {len(items)}, once for this device; they are kept ...")
             silent = False
         yield item
