@@ -57,7 +57,8 @@ def survey(found: Sequence[Card] | None = None) -> tuple[list[Usable], list[Unus
         except Exception as error:  # a driver's own, or what a foreign module does when it is imported
             told = str(error) if isinstance(error, TinyLlamaError) else f"{type(error).__name__}: {error}"
             if name != "cupy" or find_spec("cupy"):  # else the advice for the card says it better
-                unusable.append(Unusable(f"backend {name}", " ".join(told.split())))
+                told = " ".join(told.split()).removeprefix(f"backend '{name}' ")
+                unusable.append(Unusable(f"backend {name}", told))
     return usable, list(dict.fromkeys([*unusable, *_advice(found, usable)]))  # two cards of a kind are told once
 
 

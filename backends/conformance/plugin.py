@@ -55,7 +55,7 @@ def backend_of(config: pytest.Config) -> Backend:
     if BACKEND in config.stash:
         return config.stash[BACKEND]
     if find_spec("hypothesis") is None:
-        raise pytest.UsageError("the conformance kit needs hypothesis, which is missing: pip install tinyllama[test]")
+        raise pytest.UsageError('the conformance kit needs hypothesis, which is missing: pip install "tinyllama[test]"')
     from ops.errors import TinyLlamaError
 
     from ..base import Options

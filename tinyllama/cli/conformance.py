@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if find_spec("hypothesis") is None:
-        raise option_error("the conformance kit needs hypothesis, which is missing: pip install tinyllama[test]")
+        raise option_error('the conformance kit needs hypothesis, which is missing: pip install "tinyllama[test]"')
     from backends.base import Options
     from backends.conformance.report import header, versions
     from backends.registry import get_backend
