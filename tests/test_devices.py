@@ -125,7 +125,7 @@ def test_the_command_never_fails(known, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "--backend numpy" in out
     assert "8.0 GiB" in out
-    assert "backend opencl: needs pyopencl: pip install \"tinyllama[opencl]\"" in out
+    assert 'backend opencl: needs pyopencl: pip install "tinyllama[opencl]"' in out
     assert "RuntimeError: a driver fell over" in out
     assert "\x1b" not in out
     assert main(["devices", "--json"]) == 0
