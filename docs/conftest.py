@@ -18,4 +18,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         OpenCL.devices()
     except BackendError as error:
         for page in pages:
-            page.add_marker(pytest.mark.skip(reason=str(error)))
+            page.add_marker(pytest.mark.skip(reason=str(error)))  # the backend's own sentence: what is missing, what to install

@@ -317,3 +317,22 @@ def test_memory_is_counted_right_by_many_threads(backend):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))  # raises what a thread raised
     assert backend.memory_used() == 0
+
+
+def test_running_out_of_memory_in_mid_generation_is_told_and_survived():
+    """A step with the logits of all tokens needs more than was planned for: it fails, and the context is as it was before."""
+
+    def loaded(memory):
+        backend = OpenCL(Options(device_memory=memory))
+        context = Model.load(TINY, backend=backend, type_k="f32", type_v="f32").context(n_ctx=128, n_batch=64)
+        context.eval(tokens)
+        return backend, context
+
+    tokens = range(3, 40)
+    roomy, reference = loaded(None)
+    backend, context = loaded(roomy.memory_used())
+    with pytest.raises(BackendError, match=r"out of memory on .* more are needed .*-ngl.*-c.*-b"):
+        context.eval(range(3, 63), "all")
+    assert context.n_past == len(tokens)
+    np.testing.assert_array_equal(context.eval([5]), reference.eval([5]))  # one device, one program: the same bits
+    assert backend.memory_used() <= roomy.memory_used()

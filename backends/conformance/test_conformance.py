@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from backends.base import Backend
 from backends.conformance.check import Check, Draws
 from backends.conformance.judge import TALLY, Tally
-from backends.conformance.plugin import backend_of, excused, option
+from backends.conformance.plugin import backend_of, excused
 from backends.conformance.replay import attempt
 from backends.conformance.suite import checks
 from backends.conformance.support import fallback, unsupported
@@ -17,16 +17,12 @@ from backends.conformance.support import fallback, unsupported
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The checks as parameters, those of the skips file and the xfails file marked."""
-    config = metafunc.config
-    if option(config, "--backend") is None:  # collected along with something else
-        metafunc.parametrize("check", [pytest.param(None, marks=pytest.mark.skip("no --backend is named"))])
-        return
-    skips, xfails = excused(config)
+    skips, xfails = excused(metafunc.config)
     params = []
     for name, check in checks().items():
         marks: list[pytest.MarkDecorator] = []
         if name in skips:
-            marks.append(pytest.mark.skip(reason=skips[name]))
+            marks.append(pytest.mark.skip(reason=skips[name]))  # the user's own: the comment or the line of the skips file
         if name in xfails:
             marks.append(pytest.mark.xfail(reason=xfails[name], strict=False))
         params.append(pytest.param(check, id=name, marks=marks))

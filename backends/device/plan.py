@@ -6,7 +6,7 @@ Kernels read them there. So the launches for one token are always the same ones,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import RLock
 from time import perf_counter
@@ -36,11 +36,10 @@ Call = Callable[[], None]
 
 @dataclass(frozen=True)
 class Program:
-    """The launches for steps of one size: all in one call, or node by node for an observer."""
+    """The launches for steps of one size: in one call, of no node in particular; or a call for each node, for an observer."""
 
     arrays: Arrays
-    run: Call
-    each: list[tuple[Node, Call]]
+    calls: list[tuple[Node | None, Call]]
 
 
 class DevicePlan:
@@ -106,10 +105,10 @@ class DevicePlan:
             for name, array in inputs.items():
                 self._write(program.arrays[self._inputs[name]], array)
             try:
-                if observe is None:
-                    program.run()
-                else:
-                    for node, run in program.each:
+                for node, run in program.calls:
+                    if observe is None or node is None:
+                        run()
+                    else:
                         self._observed(node, run, program.arrays, sizes, observe)
             except BaseException:
                 self._runtime.finish()  # nothing may run on that the caller thinks is over
@@ -144,11 +143,10 @@ class DevicePlan:
                 del self._programs[old]
             arrays = self._arrays(sizes, self._caches)
             by_node = [(node, self._launches(node, arrays)) for node in self._graph.nodes]
+            calls: list[tuple[Node | None, list[Launch]]] = [(None, [launch for _, todo in by_node for launch in todo])]
             if observed:
-                program = Program(arrays, lambda: None, [(node, self._runtime.prepare(todo)) for node, todo in by_node])
-            else:
-                program = Program(arrays, self._runtime.prepare([launch for _, todo in by_node for launch in todo]), [])
-            self._programs[key] = program
+                calls = [*by_node]
+            self._programs[key] = Program(arrays, [(node, self._runtime.prepare(todo)) for node, todo in calls])
         return self._programs[key]
 
     def _bring_weights(self, progress: Progress) -> None:
@@ -176,10 +174,10 @@ class DevicePlan:
         own = zip(_own_values(self._graph, self._inputs.values()), self._shared.buffer_of, strict=True)
         for value, buffer in own:
             dtype = np.dtype(np.int32 if value.dtype == "int" else np.float32)
-            arrays[value] = DeviceArray(self._buffers[buffer], _shape(value, sizes), dtype)
+            arrays[value] = DeviceArray(self._buffers[buffer], _sized(value.shape, sizes), dtype)
         for node in self._graph.nodes:
             if node.op.view_of:
-                arrays[node.output] = arrays[_viewed(node)].seen_as(_shape(node.output, sizes))  # type: ignore[union-attr]
+                arrays[node.output] = arrays[_viewed(node)].seen_as(_sized(node.output.shape, sizes))  # type: ignore[union-attr]
         return arrays
 
     def _launches(self, node: Node, arrays: Arrays) -> list[Launch]:
@@ -203,11 +201,14 @@ def scratch(graph: Graph, inputs: Sequence[Value], sizes: Sizes) -> Shared:
     known = {"S": sizes.get("C", sizes.get("T", 1)), **sizes}  # S, in a graph that has it, may become as large as a cache is
     values = _own_values(graph, inputs)
     return share(
-        [Lifetime(4 * int(np.prod(_shape(v, known))), moment.get(v, 0), last_use.get(v, moment.get(v, 0))) for v in values]
+        [
+            Lifetime(4 * int(np.prod(_sized(v.shape, known))), moment.get(v, 0), last_use.get(v, moment.get(v, 0)))
+            for v in values
+        ]
     )
 
 
-def _own_values(graph: Graph, inputs: Sequence[Value] | Any) -> list[Value]:
+def _own_values(graph: Graph, inputs: Iterable[Value]) -> list[Value]:
     """The values that need memory of the plan's: inputs, and results that are no views."""
     return [*inputs, *(n.output for n in graph.nodes if not n.op.view_of)]
 
@@ -216,12 +217,8 @@ def _viewed(node: Node) -> Value:
     return next(v for v, o in zip(node.inputs, node.op.inputs, strict=True) if o.name == node.op.view_of)
 
 
-def _shape(value: Value, sizes: Sizes) -> tuple[int, ...]:
-    """A value's shape in a step. A size that the step does not tell stays a letter: no launch may depend on it."""
-    return _sized(value.shape, sizes)
-
-
 def _sized(shape: Sequence[Dim], sizes: Sizes) -> tuple[int, ...]:
+    """A shape in a step. A size that the step does not tell stays a letter: no launch may depend on it."""
     return tuple(cast(int, sizes.get(d, d)) if isinstance(d, str) else d for d in shape)
 
 
