@@ -19,6 +19,7 @@ from ops.errors import BackendError
 from ops.tensor import Tensor
 
 from .base import Backend, Options, kernel
+from .gelu import gelu
 
 Array = Any  # the library's own
 
@@ -116,6 +117,10 @@ class ArrayApi(Backend):
     def silu(self, x: Array) -> Array:
         return x / (1 + self.xp.exp(-x))
 
+    @kernel(ops.gelu)
+    def gelu(self, x: Array) -> Array:
+        return gelu(x, self.xp)
+
     @kernel(ops.swiglu)
     def swiglu(self, gate: Array, up: Array) -> Array:
         return self.silu(gate) * up
@@ -123,6 +128,12 @@ class ArrayApi(Backend):
     @kernel(ops.rmsnorm)
     def rmsnorm(self, x: Array, weight: Array, *, eps: float) -> Array:
         return x / self.xp.sqrt(self.xp.mean(x * x, axis=-1, keepdims=True) + eps) * weight
+
+    @kernel(ops.layernorm)
+    def layernorm(self, x: Array, weight: Array, bias: Array, *, eps: float) -> Array:
+        centred = x - self.xp.mean(x, axis=-1, keepdims=True)
+        variance = self.xp.mean(centred * centred, axis=-1, keepdims=True)
+        return centred / self.xp.sqrt(variance + eps) * weight + bias
 
     @kernel(ops.rope)
     def rope(self, x: Array, positions: Array, freqs: Array, *, neox: bool = False) -> Array:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from time import perf_counter
 from typing import Any
 
@@ -116,6 +118,21 @@ class LoopPlan:
         self._backend.synchronize()
         observe(Event(i.node, operands, output, perf_counter() - began, self._backend, i.on_host))
         return output
+
+
+def live_bytes(graph: Graph, sizes: Mapping[str, int]) -> int:
+    """Bytes of the values that are needed at once, at most, in a step of these sizes; leaves are not counted."""
+    sizes = {"S": sizes["C"], **sizes}
+    last_use = {v: i for i, n in enumerate(graph.nodes) for v in n.inputs}
+    ends: Counter[int] = Counter()
+    live = most = 0
+    for i, node in enumerate(graph.nodes):
+        size = 0 if node.op.view_of else 4 * prod(sizes[d] if isinstance(d, str) else d for d in node.output.shape)
+        live += size
+        most = max(most, live)
+        ends[last_use.get(node.output, len(graph.nodes))] += size
+        live -= ends[i]
+    return most
 
 
 def sizes_of(wanted: Mapping[str, Value], inputs: Mapping[str, NDArray[Any]]) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """tinyllama's operations: what each one means. Formulas, shapes, costs and block formats; nothing is computed fast here."""
 
-from .activation import silu, swiglu
+from .activation import gelu, silu, swiglu
 from .attention import attention, attention_mix, attention_scores, causal_mask
 from .blocks import FORMATS, BlockFormat
 from .elementwise import add, mul
@@ -9,7 +9,7 @@ from .graph import Graph, Node, Value, layer
 from .heads import merge_heads, split_heads
 from .kv_cache import kv_write
 from .matmul import add_bias, matmul
-from .norm import rmsnorm
+from .norm import layernorm, rmsnorm
 from .op import OPS, Cost, Op, Operand, op
 from .rope import rope
 from .softmax import softmax
@@ -34,9 +34,11 @@ __all__ = [
     "causal_mask",
     "dense",
     "embedding",
+    "gelu",
     "get_rows",
     "kv_write",
     "layer",
+    "layernorm",
     "matmul",
     "merge_heads",
     "mul",

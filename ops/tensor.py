@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,34 @@ from .blocks import BlockFormat
 
 
 @dataclass(frozen=True, eq=False)
+class MadeRows:
+    """Rows that do not lie in a file as they are wanted: made from it when they are asked for, each time, and not kept.
+
+    `make` takes a slice or an array of row numbers to uint8[rows, bytes per row]. To a reader it looks like an array.
+    """
+
+    shape: tuple[int, int]
+    make: Callable[[Any], NDArray[np.uint8]]
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
+        return self.make(rows)
+
+
+@dataclass(frozen=True, eq=False)
 class Tensor:
     """`shape` is numpy's: the last axis is contiguous and cut into blocks. `data` holds uint8[n_rows, bytes per row]."""
 
     name: str
     shape: tuple[int, ...]
     format: BlockFormat
-    data: NDArray[np.uint8]
+    data: NDArray[np.uint8] | MadeRows
 
     @property
     def nbytes(self) -> int:

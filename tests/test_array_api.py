@@ -16,7 +16,13 @@ from ops.op import OPS
 from tinyllama import Model
 
 DATA = Path(__file__).parent / "data"
-ATTRS = {"rmsnorm": {"eps": 1e-5}, "causal_mask": {"scale": 0.3}, "attention": {"scale": 0.3}, "split_heads": {"h": 2}}
+ATTRS = {
+    "rmsnorm": {"eps": 1e-5},
+    "layernorm": {"eps": 1e-5},
+    "causal_mask": {"scale": 0.3},
+    "attention": {"scale": 0.3},
+    "split_heads": {"h": 2},
+}
 DECODE = {"T": 1, "U": 1, "n": 6, "m": 5, "V": 7, "h": 2, "k": 2, "d": 4, "e": 4, "r": 2, "S": 1, "C": 1}
 PREFILL = {"T": 5, "U": 2, "n": 34, "m": 3, "V": 11, "h": 6, "k": 2, "d": 10, "e": 7, "r": 3, "S": 9, "C": 13}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from threading import Lock
 
 import numpy as np
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 
 import ops
 from backends import Backend, Options, get_backend, kernel, known_backends
+from backends.array_api import Strict
 from backends.numpy import Numpy
 from ops.errors import BackendError
 from ops.graph import Graph
 from ops.op import OPS, Op
-from ops.tensor import Tensor
+from ops.tensor import MadeRows, Tensor
 
 NUMPY = Numpy()
 
@@ -30,7 +32,13 @@ SIZES = {
     "e": st.sampled_from([1, 8]),
     "r": st.just(1),
 }
-ATTRS = {"rmsnorm": {"eps": 1e-5}, "causal_mask": {"scale": 0.3}, "attention": {"scale": 0.3}, "split_heads": {"h": 1}}
+ATTRS = {
+    "rmsnorm": {"eps": 1e-5},
+    "layernorm": {"eps": 1e-5},
+    "causal_mask": {"scale": 0.3},
+    "attention": {"scale": 0.3},
+    "split_heads": {"h": 1},
+}
 
 
 @st.composite
@@ -97,6 +105,45 @@ def test_products_are_the_same_within_any_budget(budget):
             # one sum of 24 products: 24 roundings of 2^-24, relative to numbers of about 5
             np.testing.assert_allclose(backend.matmul(x, w), x @ w.dequantize().T, atol=1e-5)
     assert backend.weights.kept == {None: 3, 0: 0}.get(budget, 1) * 40 * 24 * 4
+
+
+@pytest.mark.parametrize("budget", [None, 0])
+def test_rows_that_are_made_when_they_are_asked_for(budget, monkeypatch):
+    """A weight whose rows lie in another order in the file: kept as float32, and made anew a few rows at a time."""
+    monkeypatch.setattr("backends.numpy.weights.CHUNK", 7 * 24)
+    rng = np.random.default_rng(0)
+    stored, order = tensor(rng.standard_normal((40, 24))), rng.permutation(40)
+    most = []
+
+    def make(rows):
+        made = stored.data[order[rows]]
+        most.append(len(made))
+        return made
+
+    w = Tensor("w", stored.shape, stored.format, MadeRows(stored.data.shape, make))
+    right, x, tokens = stored.dequantize()[order], rng.standard_normal((5, 24)).astype(np.float32), np.array([39, 0, 39])
+    for backend in (Numpy(Options(weights_memory=budget)), Backend(), Strict()):
+        matmul, embedding = (backend.kernel_of(op) or backend.on_host(op) for op in (ops.matmul, ops.embedding))
+        weight, most[:] = backend.resident(w, "weight"), []
+        for _ in range(2):
+            y = backend.download(matmul(backend.upload(x), weight))
+            np.testing.assert_allclose(y, x @ right.T, atol=1e-5)  # one sum of 24 products, as above
+        np.testing.assert_array_equal(backend.download(embedding(backend.upload(tokens), weight)), right[tokens])
+        if isinstance(backend, Numpy):
+            assert max(most) <= 7  # never the whole weight in its quantised form
+            assert len(most) == (6 if budget is None else 2 * 6) + 1
+
+
+@pytest.mark.parametrize("backend", [Numpy(), Strict()], ids=lambda backend: backend.name)
+def test_gelu_is_right_in_the_tail_too(backend):
+    """Relative to itself, where 1 + erf(x / sqrt(2)) has lost all digits; also in many parts, and beyond all numbers."""
+    x = np.linspace(-12.5, 12.5, 80_001).astype(np.float32)
+    y = backend.download(backend.gelu(backend.upload(x[None])))[0]
+    right = [v / 2 * math.erfc(-v / math.sqrt(2)) for v in x.tolist()]
+    # two exponentials of 2 units each, nine steps of a polynomial, which is off by 3e-8 itself
+    np.testing.assert_allclose(y, right, rtol=15 * 2.0**-24)
+    far = np.array([[-np.inf, -1e38, -16, 16, 1e38, np.inf, np.nan]], np.float32)
+    np.testing.assert_array_equal(backend.download(backend.gelu(backend.upload(far))), np.maximum(far, 0))
 
 
 def relu_graph() -> Graph:

@@ -47,8 +47,8 @@ def test_stdout_is_the_continuation_and_nothing_else(program):
     assert first.stdout == second.stdout != ""
     for told in (
         "format       = GGUF v3", "arch         = llama", "n_vocab", "n_ctx", "n_embd", "n_head ", "n_head_kv", "n_layer",
-        "n_rot", "n_ff", "ftype", "model size", "params", "KV self size", "mmapped", "layers 0-", "load time", "seed: 1",
-        "prompt: ", "generation  =", "tokens/s", "peak memory",
+        "n_rot", "n_ff", "ftype", "model size", "params", "kv self size", "mem required", "mmapped", "layers 0-", "load time",
+        "seed: 1", "prompt: ", "generation  =", "tokens/s", "peak memory",
     ):  # fmt: skip
         assert told in first.stderr
 

@@ -18,7 +18,7 @@ import pytest
 from mutants import MUTANTS
 
 from backends.conformance import strategies
-from backends.conformance.arrays import LAYOUTS, MASKED, VALUES
+from backends.conformance.arrays import LAYOUTS, MASKED, SHIFTED, VALUES
 from backends.conformance.blocks import SCALES
 from backends.conformance.check import Check
 from backends.conformance.perf import SEEN, SIZES
@@ -128,11 +128,11 @@ def drawn() -> list[str]:
         "places of the cache that are not used": joined(strategies.SPARE),
         "magnitude: standard deviation": joined(strategies.MAGNITUDES),
         "sharpness of scores, by `scale`": joined(strategies.SHARPNESS),
-        "distribution": joined((*VALUES, f"{MASKED} (softmax)")),
+        "distribution": joined((*VALUES, f"{MASKED} (softmax)", f"{SHIFTED} (layernorm)")),
         "layout in the host's memory": joined(LAYOUTS),
         "type of integers": "int64, int32",
         "format of weights": joined(FORMATS),
-        "float16 scales in blocks": joined(SCALES),
+        "scales in blocks": joined(SCALES),
     }
     return [f"| {label} | {values} |" for label, values in lists.items()]
 

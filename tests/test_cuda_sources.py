@@ -26,7 +26,13 @@ except Exception as error:  # the package, or what it loads, is missing
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_90"]  # Turing, Ampere, Hopper: from 2018 to what NVRTC 13 still compiles for
 LIMITS = Limits("a GPU", "gpu", group_size=1024, local_memory=48 << 10, allocation=1 << 40, memory=1 << 40)
-ATTRS = {"rmsnorm": {"eps": 1e-5}, "causal_mask": {"scale": 0.3}, "attention": {"scale": 0.3}, "split_heads": {"h": 4}}
+ATTRS = {
+    "rmsnorm": {"eps": 1e-5},
+    "layernorm": {"eps": 1e-5},
+    "causal_mask": {"scale": 0.3},
+    "attention": {"scale": 0.3},
+    "split_heads": {"h": 4},
+}
 SIZES = {"n": 512, "m": 70_000, "V": 70_000, "h": 4, "k": 2, "r": 16, "U": 1, "S": 700, "C": 1024}
 N_TOKENS = [1, 4, 512]
 HEADS = [64, 80, 256]

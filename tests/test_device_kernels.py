@@ -5,6 +5,7 @@ Both kinds run on whatever OpenCL device is here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,17 +14,18 @@ import pytest
 import ops
 from backends import Options
 from backends.device.array import DeviceWeight
-from ops.tensor import Tensor
+from ops.tensor import MadeRows, Tensor
 
 pytest.importorskip("pyopencl", reason="pyopencl is not installed: pip install -e '.[opencl]'")
 
 from backends.opencl import OpenCL
 
-# Where the float16 numbers of a block are: random bytes would make some of them infinite.
+# Where the float16 numbers of a block are, and the float32 ones: random bytes would make some of them infinite.
 HALVES = {
     **{"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0]},
     **{"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]},
 }
+SINGLES = {"Q4_0_F32": [0], "Q4_1_F32": [0, 4], "Q8_0_F32": [0]}
 # float32 rounds by 2^-24, and some products of n cancel: an NMSE of 1e-14 to 2e-13 for these n. A scale or a bit in the wrong
 # place, or one weight that is missing, is 1e-6 and more.
 NMSE = 1e-12
@@ -43,9 +45,10 @@ def blocks(name: str, m: int, n: int, seed: int = 0) -> Tensor:
         stored = {"F32": values, "F16": values.astype("f2"), "BF16": (values.view("u4") >> 16).astype("u2")}[name]
         return Tensor("w", (m, n), f, stored.view(np.uint8))
     data = rng.integers(0, 256, (m, n // f.block_size, f.block_bytes), np.uint8)
-    for at in HALVES[name]:
+    for at in HALVES.get(name) or SINGLES[name]:
         scales = rng.choice([-1, 1], data.shape[:2]) * 2.0 ** rng.uniform(-24, 0, data.shape[:2])
-        data[:, :, at : at + 2] = scales.astype(np.float16)[:, :, None].view(np.uint8)
+        stored = scales.astype(np.float16 if name in HALVES else np.float32)
+        data[:, :, at : at + stored.itemsize] = stored[:, :, None].view(np.uint8)
     return Tensor("w", (m, n), f, data.reshape(m, -1))
 
 
@@ -109,8 +112,37 @@ def test_embedding_unpacks_to_the_last_bit(backend, name):
     rows = backend.download(backend.kernel_of(ops.embedding)(backend.upload(tokens), backend.weight(weight)))
     right = weight.dequantize(tokens)
     # d * q + m may be one operation, without the rounding of d * q between: 2^-24 of it, which is at most 63 x 31 scales
-    has_minimum = name in ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
+    has_minimum = name in ("Q4_1", "Q4_1_F32", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
     np.testing.assert_allclose(rows, right, rtol=2.0**-23, atol=2.0**-24 * 63 * 31 if has_minimum else 0)
+
+
+def test_rows_that_are_made_when_they_are_asked_for(backend):
+    """A weight whose rows lie in another order in the file, brought to the device whole and in several buffers."""
+    stored, order = blocks("Q4_0_F32", 23, 96), np.random.default_rng(1).permutation(23)
+    made = Tensor("w", stored.shape, stored.format, MadeRows(stored.data.shape, lambda rows: stored.data[order[rows]]))
+    right = stored.dequantize()[order]
+    asked, tokens = backend.runtime.limits, np.array([22, 0, 4, 5, 11, 22])
+    for rows_in_a_buffer in (23, 5):
+        backend.runtime.limits = replace(asked, allocation=rows_in_a_buffer * 3 * 20)
+        try:
+            there = backend.weight(made)
+        finally:
+            backend.runtime.limits = asked
+        assert len(there.parts) == -(-23 // rows_in_a_buffer)
+        for n_tokens in (1, 9):
+            check_product(backend, made, n_tokens, there)
+        rows = backend.kernel_of(ops.embedding)(backend.upload(tokens), there)
+        np.testing.assert_array_equal(backend.download(rows), right[tokens])
+    np.testing.assert_array_equal(backend.download(backend.resident(made, "float")), right)
+
+
+def test_gelu_is_right_in_the_tail_too(backend):
+    """Relative to itself, where 1 + erf(x / sqrt(2)) has lost all digits."""
+    x = np.linspace(-12.5, 12.5, 20_001).astype(np.float32)
+    y = backend.download(backend.kernel_of(ops.gelu)(backend.upload(x[None])))[0]
+    right = [v / 2 * math.erfc(-v / math.sqrt(2)) for v in x.tolist()]
+    # two exponentials of 2 units each, nine steps of a polynomial, which is off by 3e-8 itself
+    np.testing.assert_allclose(y, right, rtol=15 * 2.0**-24)
 
 
 def test_every_float16(backend):

@@ -65,7 +65,8 @@ def test_the_table_of_block_formats():
     assert set(FORMATS_TABLE) == set(FORMATS)
     for name, (_, ggml_type, block_size, block_bytes, bits, meaning) in FORMATS_TABLE.items():
         format = FORMATS[name]
-        assert (int(ggml_type), int(block_size), int(block_bytes)) == (format.ggml_type, format.block_size, format.block_bytes)
+        assert ggml_type == ("none" if format.ggml_type is None else str(format.ggml_type))
+        assert (int(block_size), int(block_bytes)) == (format.block_size, format.block_bytes)
         assert float(bits) == 8 * format.block_bytes / format.block_size
         formula = (format.dequantize.__doc__ or "").splitlines()
         if formula and formula[0].startswith("w = "):

@@ -302,7 +302,7 @@ def run(monkeypatch):
         arch="llama", name="SmolLM2", n_layer=N_LAYER, n_embd=576, n_head=9, n_head_kv=3, n_ff=1536, n_vocab=49152
     )
     weight = SimpleNamespace(format=SimpleNamespace(name="Q4_1"))
-    model = SimpleNamespace(graph=GRAPH, fused_graph=lambda: FUSED, config=config, tensors={"blk.0.attn_q.weight": weight})
+    model = SimpleNamespace(graph=GRAPH, fused_graph=lambda: FUSED, config=config, leaves={"blk.0.attn_q.weight": weight})
     loader = SimpleNamespace(Model=SimpleNamespace(load=lambda *args, **kwargs: model))
     monkeypatch.setitem(sys.modules, "tinyllama.model", loader)
     parser = argparse.ArgumentParser()

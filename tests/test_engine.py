@@ -251,7 +251,7 @@ def test_the_written_model_is_sound(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"arch": "mamba"}, "architecture 'mamba' is not supported; supported are llama, qwen2"),
+        ({"arch": "mamba"}, "architecture 'mamba' is not supported; supported are falcon, llama, qwen2"),
         ({"leave_out": ["blk.0.ffn_up.weight"]}, "lacks the tensor blk.0.ffn_up.weight"),
         ({"leave_out": ["token_embd.weight"]}, "no tensor token_embd.weight"),
         ({"change": {"blk.0.attn_k.weight": (4, 8)}}, r"blk.0.attn_k.weight has shape \[4, 8\], expected \[8, 8\]"),

@@ -67,8 +67,8 @@ def run_eagerly(model: Model, tokens: NDArray[Any], dtype: type) -> NDArray[Any]
 
 def test_the_golden_files_are_there() -> None:
     """Else every test below would pass by testing nothing."""
-    llamas = {f"llama-{kind}" for kind in ("mha", "gqa-tied", "bias", "linear", "llama3", "head-dim", "q")}
-    assert set(TINY) == llamas | {"qwen2"}
+    llamas = {f"llama-{kind}" for kind in ("mha", "gqa-tied", "bias", "linear", "llama3", "head-dim", "q", "1", "2", "3")}
+    assert set(TINY) == llamas | {"qwen2", "mistral", "falcon-7b", "falcon-40b", "falcon-180b"}
 
 
 @pytest.mark.parametrize("fuse", [True, False])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -214,6 +215,34 @@ def test_only_activations_at_the_border_cross(path):
         assert device.crossed == expected
 
 
+TINY = Path(__file__).parent / "data" / "tiny"
+OTHERS = ["falcon-7b", "falcon-40b", "falcon-180b", "llama-1", "llama-2", "llama-3", "mistral"]  # two layers each
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("n", [1, 2, "all"])
+def test_every_architecture_gives_the_logits_of_pytorch(name, device, n):
+    """A prompt in batches, then token by token."""
+    golden = np.load(TINY / f"{name}.npz")
+    tokens = golden["prompt_3"].tolist()
+    for kv, tolerance in (("f32", F32), ("f16", F16)):
+        model = Model.load(TINY / f"{name}.gguf", backend=device, n_gpu_layers=n, type_k=kv, type_v=kv)
+        context = model.context(n_batch=32)
+        logits = [*context.eval(tokens[:40], "all"), *(context.eval([token]) for token in tokens[40:])]
+        assert_close(logits, golden["logits_3"], tolerance)
+        assert not model.coverage().on_host
+
+
+@pytest.mark.parametrize("ends", ["", ",numpy:input,numpy:output"])
+@pytest.mark.parametrize("layers", ["opencl:0,numpy:1", "numpy:0,opencl:1", "pretend:Pretend:0,opencl:1"])
+@pytest.mark.parametrize("name", ["falcon-7b", "falcon-40b"])
+def test_falcon_is_split_anywhere(name, layers, ends, opencl):
+    """What crosses the border is the sum of x, attention and feed-forward: one row a token, as LLaMA's."""
+    golden = np.load(TINY / f"{name}.npz")
+    context = Model.load(TINY / f"{name}.gguf", layers=layers + ends, type_k="f32", type_v="f32").context()
+    assert_close(context.eval(golden["prompt_3"].tolist(), "all"), golden["logits_3"], F32)
+
+
 # --- memory -------------------------------------------------------------------------------------------------------------
 
 
@@ -235,11 +264,24 @@ def test_memory_is_told_beforehand(path, n, type_k):
         freqs = 4 * 4  # rope's frequencies of a head of 8
         assert needs.weights == sum(t.nbytes for t in named) + freqs  # the tied embedding once
         summary = load_summary(model)
-        assert f"offloaded {n}/7 layers to pretend (large)" in summary
-        assert f"total {told(needs.total)}" in summary
+        assert f"offloading   = {n} of 7 layers to pretend (large)" in summary
+        assert f"total VRAM used = {told(needs.total)} of " in summary
     del context
     gc.collect()
     assert device.used == (needs.weights if needs else 0)
+
+
+@pytest.mark.parametrize("name", ["falcon-7b", "falcon-40b"])
+def test_memory_of_weights_that_are_views(name):
+    """attn_qkv, which is read as three, counts once."""
+    device = Pretend()
+    model = Model.load(TINY / f"{name}.gguf", backend=device)
+    needs = model.memory_needed()[device]
+    freqs = 4 * 4  # rope's frequencies of a head of 8
+    assert needs.weights == sum(t.nbytes for t in model.tensors.values()) + freqs
+    context = model.context()
+    context.eval(TOKENS)
+    assert device.most_used == device.used == needs.total
 
 
 def told(n: int) -> str:
@@ -445,7 +487,7 @@ def test_a_device_is_chosen(path, options):
 def test_ngl_has_no_effect_on_numpy(path, n):
     model = Model.load(path, n_gpu_layers=n)
     assert [b.name for b in model.placement.backends] == ["numpy"]
-    assert "offloaded" not in load_summary(model)
+    assert "offloading   = 0 of 7 layers: numpy" in load_summary(model)
 
 
 def test_the_summary_tells_where_and_how(path):
@@ -455,7 +497,7 @@ def test_the_summary_tells_where_and_how(path):
     for line in (
         "load: placement    = layers 0-1: numpy; layers 2-5: norope; input: numpy, output: numpy",
         "float32 on numpy, float16 on norope; taken at once, grows on numpy",
-        "load: offloaded 4/7 layers to norope (pretend on large)",
+        "load: offloading   = 4 of 7 layers to norope (pretend on large)",
         "decomposed: attention x4, swiglu x4; on the host, for want of a kernel: rope x8",
     ):
         assert line in summary, summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -25,6 +26,24 @@ def test_rmsnorm_is_equation_4():
     for t in range(3):
         rms = math.sqrt(sum(v * v for v in x[t]) / 5 + eps)
         np.testing.assert_allclose(ops.rmsnorm(x, w, eps=eps)[t], [x[t, i] / rms * w[i] for i in range(5)], **CLOSE)
+
+
+def test_layernorm_is_equation_4():
+    x, w, b, eps = rand(3, 5) + 7, rand(5), rand(5), 0.1
+    for t in range(3):
+        mean = sum(x[t]) / 5
+        deviation = math.sqrt(sum((v - mean) ** 2 for v in x[t]) / 5 + eps)
+        expected = [(x[t, i] - mean) / deviation * w[i] + b[i] for i in range(5)]
+        np.testing.assert_allclose(ops.layernorm(x, w, b, eps=eps)[t], expected, **CLOSE)
+
+
+def test_gelu_counts_the_normal_numbers_below():
+    x = np.linspace(-9, 9, 37)[None]
+    expected = [v * statistics.NormalDist().cdf(v) for v in x[0]]
+    np.testing.assert_allclose(ops.gelu(x)[0], expected, rtol=1e-12, atol=1e-15)  # cdf is 1 + erf: its tail is the atol
+    # Abramowitz & Stegun 1964, table 26.2: the logarithms of the tails at 5 and 10, to five digits after the point
+    tails = -ops.gelu(np.array([-5.0, -10.0])) / [5, 10]
+    np.testing.assert_allclose(np.log10(tails), [-6.54265, -23.11805], rtol=0, atol=5.1e-6)
 
 
 @pytest.mark.parametrize("neox", [False, True])

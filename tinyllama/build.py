@@ -29,13 +29,13 @@ def build(file: ModelFile) -> Built:
     """The graph of the file's model. ModelError: unknown architecture, a tensor missing or of the wrong shape."""
     arch = architecture(str(file.metadata.get("general.architecture", "(none named)")))
     config = arch.config(file.metadata, _n_vocab(file))
-    weights = _checked(file, arch, config)
+    weights = arch.weights(config, _checked(file, arch, config))
     freqs = rope_frequencies(config, weights.get("rope_freqs.weight"))
     leaves = {**weights, "rope_freqs": Tensor("rope_freqs", freqs.shape, FORMATS["F32"], freqs.view(np.uint8)[None])}
     graph = Graph()
     logits = arch.equations(
         config,
-        _Leaves(graph, leaves),
+        _Leaves(file, graph, leaves),
         lambda kind, i: cache_leaf(graph, config, kind, i),
         graph.leaf("tokens", ("T",), "int"),
         graph.leaf("positions", ("T",), "int"),
@@ -92,10 +92,15 @@ def _checked(file: ModelFile, arch: Architecture, config: Config) -> dict[str, T
 class _Leaves(Mapping[str, Value]):
     """What an architecture's equations take for weights: looking one up makes the graph's leaf."""
 
-    def __init__(self, graph: Graph, leaves: Mapping[str, Tensor]) -> None:
-        self._graph, self._leaves = graph, leaves
+    def __init__(self, file: ModelFile, graph: Graph, leaves: Mapping[str, Tensor]) -> None:
+        self._file, self._graph, self._leaves = file, graph, leaves
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._leaves
 
     def __getitem__(self, name: str) -> Value:
+        if name not in self._leaves:  # one that others it has make necessary
+            raise ModelError(f"{self._file.path.name} lacks the tensor {name}: download or convert the model again")
         shape = self._leaves[name].shape
         return self._graph.leaf(name, shape, "weight" if len(shape) > 1 else "float")
 

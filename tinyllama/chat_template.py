@@ -1,4 +1,4 @@
-"""A model's chat template: a Jinja program in the model's file that turns messages into the text of a prompt."""
+"""A model's chat template: a Jinja program, most often in the model's file, that turns messages into a prompt's text."""
 
 from __future__ import annotations
 
@@ -12,9 +12,33 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from ops.errors import ModelError
+from ops.errors import ModelError, OptionError
 
+from .chat_formats import FORMATS, ChatFormat
 from .sandbox import Sandbox
+
+KEY = "tokenizer.chat_template"  # of a model's own template, in its file
+
+
+def chat_format(wanted: str | None, metadata: Mapping[str, Any]) -> ChatFormat:
+    """The format of this name, or of this Jinja text; None for the template in the model's own file.
+
+    ModelError: the file has none; OptionError: no such name.
+    """
+    if wanted is None:
+        own = metadata.get(KEY)
+        if isinstance(own, str) and own.strip():
+            return ChatFormat(own)
+        raise ModelError(
+            "the model's file has no chat template: say which form of conversation it was trained on with --chat-template "
+            f"(chat_template= in Python): {', '.join(FORMATS)}, or a Jinja text; for LLaMAs that follow instructions try "
+            "alpaca; a model that was trained on none completes a prompt with `tinyllama run`"
+        )
+    if isinstance(wanted, str) and wanted in FORMATS:
+        return FORMATS[wanted]
+    if isinstance(wanted, str) and ("{{" in wanted or "{%" in wanted):
+        return ChatFormat(wanted)
+    raise OptionError(f"chat template {wanted!r}: known names are {', '.join(FORMATS)}; or give a Jinja text")
 
 
 def render(

@@ -34,13 +34,16 @@ class Config:
     n_rot: int  # components of a head that rope turns
     n_embd_head_k: int
     n_embd_head_v: int
-    rms_eps: float
+    norm_eps: float  # what keeps RMSNorm and LayerNorm from dividing by zero
     rope_freq_base: float
     rope_freq_scale: float  # 1 / the factor of linear scaling
 
 
-def config_from(metadata: Mapping[str, Any], n_vocab: int) -> Config:
-    """Read a LLaMA-like model's config. ModelError names a key that is missing or holds nonsense."""
+def config_from(metadata: Mapping[str, Any], n_vocab: int, *, norm_eps: str = "layer_norm_rms_epsilon") -> Config:
+    """Read a decoder's config. ModelError names a key that is missing, holds nonsense, or asks for what is not supported.
+
+    norm_eps: the key under which the architecture's files keep that number.
+    """
     read = _Reader(metadata)
     arch = read.text("general.architecture")
     n_embd = read.size(f"{arch}.embedding_length")
@@ -54,6 +57,9 @@ def config_from(metadata: Mapping[str, Any], n_vocab: int) -> Config:
         raise ModelError(f"{arch}.rope.dimension_count = {n_rot} must be even and at most the head's {head_dim}")
     if read.number(f"{arch}.expert_count", 0):
         raise ModelError(f"this {arch} model is a mixture of experts ({arch}.expert_count), which is not supported")
+    for key in metadata:
+        if key.startswith(f"{arch}.") and "alibi" in key and read.number(key):  # attention.max_alibi_bias
+            raise ModelError(f"this {arch} model tells positions by ALiBi ({key}), which is not supported: those with rope are")
     return Config(
         arch=arch,
         name=read.text("general.name", ""),
@@ -68,7 +74,7 @@ def config_from(metadata: Mapping[str, Any], n_vocab: int) -> Config:
         n_rot=n_rot,
         n_embd_head_k=head_dim,
         n_embd_head_v=read.size(f"{arch}.attention.value_length", n_embd // n_head),
-        rms_eps=read.number(f"{arch}.attention.layer_norm_rms_epsilon"),
+        norm_eps=read.number(f"{arch}.attention.{norm_eps}"),
         rope_freq_base=read.number(f"{arch}.rope.freq_base", 10000.0),
         rope_freq_scale=1.0 / read.rope_factor(arch),
     )

@@ -181,6 +181,40 @@ class Model:
             progress=progress,
         )
 
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        chat_template: str | None = None,
+        n_predict: int = -1,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+        context: Context | None = None,
+        **settings: Any,
+    ) -> Generation:
+        """Answer a conversation of {"role": ..., "content": ...} messages: the reply's pieces, as `generate` gives them.
+
+        "".join(model.chat([{"role": "user", "content": "Why is the sky blue?"}])) is the reply.
+        chat_template: a name of chat_formats.FORMATS ("alpaca", "vicuna" ...) or a Jinja text; None for the one in the model's
+        file. A named format brings texts that end a reply; `stop` adds more. In Alpaca's format a user's message may have an
+        "input" too. The rest is as for `generate`; with the same context, a conversation that has grown is not read anew.
+
+        ModelError: the file has no chat template, or it refuses the conversation; OptionError: no format of that name, or what
+        is given are no messages.
+        """
+        from .chat import prompt_tokens  # here: Jinja comes with it, and only a chat needs that
+        from .chat_template import chat_format
+
+        form = chat_format(chat_template, self.metadata)
+        return self.generate(
+            prompt_tokens(messages, form, self.tokenizer),
+            n_predict=n_predict,
+            sampling=sampling,
+            stop=form.stops(stop),
+            context=context,
+            **settings,
+        )
+
     def fused_graph(self) -> Graph:
         """The graph as the backends run it, each its part."""
         parts = self.placement.parts(self.graph)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backends.base import Coverage
+from backends.numpy import Numpy
 
 from .device_memory import Needs
 from .memory import mib, peak_resident
 from .offload import is_device, label
+from .planning import MemoryPlan, OnPaper
 from .printable import printable
 
 if TYPE_CHECKING:
@@ -17,8 +19,19 @@ if TYPE_CHECKING:
     from .model import Model
 
 
+# Layers, n_embd, key heads -> the name, as llama.cpp told it from the layers alone.
+LLAMAS = {
+    (26, 3200, 32): "3B",
+    (32, 4096, 32): "7B",
+    (40, 5120, 40): "13B",
+    (60, 6656, 52): "30B",
+    (80, 8192, 64): "65B",
+    (80, 8192, 8): "70B",
+}
+
+
 def load_summary(model: Model) -> str:
-    """The model's sizes, in llama.cpp's words."""
+    """The model's sizes, and what it takes, in the words and the order of llama.cpp's log of 2023."""
     cfg, file = model.config, model.file
     scale = "" if cfg.rope_freq_scale == 1 else f", freq_scale = {cfg.rope_freq_scale:g}"
     lines = {
@@ -28,23 +41,48 @@ def load_summary(model: Model) -> str:
         "n_vocab": cfg.n_vocab,
         "n_ctx": f"{model.n_ctx} (trained on {cfg.n_ctx_train})",
         "n_embd": cfg.n_embd,
+        "n_mult": file.metadata.get("ggml.n_mult"),
         "n_head": cfg.n_head,
         "n_head_kv": cfg.n_head_kv,
         "n_layer": cfg.n_layer,
         "n_rot": f"{cfg.n_rot}, freq_base = {cfg.rope_freq_base:g}{scale}",
+        "ftype": _ftype_told(model),
         "n_ff": cfg.n_ff,
-        "ftype": cfg.ftype,
+        "n_parts": file.metadata.get("ggml.n_parts"),
         "params": f"{file.n_params / 1e6:.2f} M" if file.n_params < 1e9 else f"{file.n_params / 1e9:.2f} B",
-        "model size": f"{mib(file.nbytes)} ({8 * file.nbytes / max(file.n_params, 1):.2f} bits a weight)",
-        "KV self size": f"{mib(model.kv_bytes(model.n_ctx))} when full, {_kv_told(model)}",
+        "model size": _size_told(model),
         "weights": "mmapped" if file.mapped else "read into memory",
+        "mem required": _host_memory_told(model),
         "backend": "; ".join(backend.describe() for backend in model.placement.backends),
         "placement": "; ".join(model.placement.ranges()),
         "ops": coverage_told(model.coverage()),
+        **_devices_told(model),
+        "kv self size": f"{mib(model.kv_bytes(model.n_ctx))} when full, {_kv_told(model)}",
         "load time": f"{model.load_seconds:.2f} s",
     }
-    told = [f"load: {key:<12} = {value}" for key, value in lines.items()]
-    return "\n".join([*told[:-1], *_devices_told(model), told[-1]])
+    return "\n".join(f"load: {key:<12} = {value}" for key, value in lines.items() if value is not None)
+
+
+def _ftype_told(model: Model) -> str:
+    """`2 (mostly Q4_0)`: the file's number for the type of most weights, and its name."""
+    number, name = model.metadata.get("general.file_type"), model.config.ftype
+    return name if number is None else f"{number} ({'all' if name == 'F32' else 'mostly'} {name})"
+
+
+def _size_told(model: Model) -> str:
+    """`13B, 7.59 GiB (5.01 bits a weight)`; the name only of the LLaMAs that files before GGUF were made of."""
+    cfg, file = model.config, model.file
+    name = LLAMAS.get((cfg.n_layer, cfg.n_embd, cfg.n_head_kv)) if "ggml.n_mult" in file.metadata else None
+    return f"{f'{name}, ' if name else ''}{mib(file.nbytes)} ({8 * file.nbytes / max(file.n_params, 1):.2f} bits a weight)"
+
+
+def _host_memory_told(model: Model) -> str:
+    """What the layers that no device has will take: weights as they are multiplied, pages of the file, scratch; KV cache."""
+    budgets = [backend.weights.budget for backend in model.placement.backends if isinstance(backend, Numpy)]
+    device = model.backend if is_device(model.backend) else OnPaper()
+    needs = MemoryPlan(model.file, model.demand, model.placement, device, 0).on_host(min(budgets, default=0))
+    read = 0 if model.file.mapped else model.file.nbytes
+    return f"{mib(needs.total - needs.kv_cache + read)} (+ {mib(needs.kv_cache)} per context)"
 
 
 def _kv_told(model: Model) -> str:
@@ -63,18 +101,24 @@ def _kv_told(model: Model) -> str:
     return f"{told}; taken at once" + (f", grows on {', '.join(growing)}" if growing else "")
 
 
-def _devices_told(model: Model) -> list[str]:
-    """What went to each device, in llama.cpp's words, and what memory it takes."""
-    lines, needed = [], model.memory_needed()
+def _devices_told(model: Model) -> dict[str, str]:
+    """What went to each device, and what memory it takes there."""
+    lines, needed, n = {}, model.memory_needed(), model.config.n_layer + 1
     asked = [model.backend] if is_device(model.backend) else []  # -ngl auto may have left it without a layer
-    for device in dict.fromkeys([*model.placement.devices, *asked]):
+    devices = list(dict.fromkeys([*model.placement.devices, *asked]))
+    for device in devices:
         name, needs, free = label(device), needed.get(device, Needs()), device.memory_free()
+        of = f" on {name}" if len(devices) > 1 else ""
         what = device.describe().removeprefix(f"{device.name} on ")
-        lines.append(
-            f"load: offloaded {model.placement.count(device)}/{model.config.n_layer + 1} layers to {name} ({what})\n"
-            f"load: memory of {name} = weights {mib(needs.weights)}, KV cache {mib(needs.kv_cache)}, "
-            f"scratch {mib(needs.scratch)}, total {mib(needs.total)}" + (f" of {mib(free)} free" if free is not None else "")
+        lines[f"offloading{of}"] = f"{model.placement.count(device)} of {n} layers to {name} ({what})"
+        lines[f"total VRAM used{of}"] = (
+            f"{mib(needs.total)}"
+            + (f" of {mib(free)} free" if free is not None else "")
+            + (f": weights {mib(needs.weights)}, KV cache {mib(needs.kv_cache)}, scratch {mib(needs.scratch)}")
         )
+    if not devices:
+        lines["offloading"] = f"0 of {n} layers: {model.backend.name} computes on the host; --backend opencl uses a device"
+        lines["total VRAM used"] = mib(0)
     return lines
 
 

@@ -12,6 +12,7 @@ Array = NDArray[Any]
 
 VALUES = ("normal", "positive", "uneven rows", "outlier", "zeros")
 MASKED = "masked"  # scores with -inf among them, for what takes scores
+SHIFTED = "shifted"  # rows far from zero beside their spread, for what takes their mean away
 LAYOUTS = ("plain", "transposed", "strided", "reversed", "offset", "read-only")
 LARGEST_HALF = 60000.0  # what goes to a float16 cache stays below its 65504
 
@@ -27,6 +28,9 @@ def drawn(rng: np.random.Generator, shape: tuple[int, ...], pattern: str, magnit
         x[tuple(rng.integers(shape))] *= 1000
     elif pattern == "zeros":  # half of the rows, and half of what is left
         x *= rng.integers(0, 2, shape) * rng.integers(0, 2, (*shape[:-1], 1))
+    elif pattern == SHIFTED:
+        if x.ndim > 1:  # not what all rows are multiplied by, or what is added to them: it would hide the rest
+            x += rng.choice([-1, 1], (*shape[:-1], 1)) * magnitude * 10.0 ** rng.uniform(1, 5, (*shape[:-1], 1))
     elif pattern == MASKED:
         x = np.where(rng.integers(0, 2, shape), x, -np.inf)
         x[..., rng.integers(shape[-1])] = magnitude  # no row without anything to see

@@ -1,4 +1,4 @@
-"""Weights in every block format: any bytes, with the float16 scales of a block set so that each weight is a finite number."""
+"""Weights in every block format: any bytes, with the scales of a block set so that each weight is a finite number."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from ops.tensor import Tensor
 Bytes = NDArray[np.uint8]
 
 SCALES = ("usual", "mixed", "largest", "smallest", "zero")
-# Where the float16 scales (and minima) of a block are: ggml's layouts, as ops/blocks draws them.
-SCALES_AT = {
-    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
-    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+# Where the scales (and minima) of a block are, and their type: ggml's layouts, as ops/blocks draws them.
+HALF, SINGLE = np.dtype("<f2"), np.dtype("<f4")
+SCALES_AT: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+    "Q4_0": (HALF, (0,)), "Q4_1": (HALF, (0, 2)), "Q5_0": (HALF, (0,)), "Q5_1": (HALF, (0, 2)), "Q8_0": (HALF, (0,)),
+    "Q4_0_F32": (SINGLE, (0,)), "Q4_1_F32": (SINGLE, (0, 4)), "Q8_0_F32": (SINGLE, (0,)),
+    "Q2_K": (HALF, (80, 82)), "Q3_K": (HALF, (108,)), "Q4_K": (HALF, (0, 2)), "Q5_K": (HALF, (0, 2)), "Q6_K": (HALF, (208,)),
 }  # fmt: skip
 LARGEST = 1e10  # of a weight in a format that is not in the table: sums of products stay finite in float32
 
@@ -29,8 +31,10 @@ def weight(rng: np.random.Generator, name: str, shape: tuple[int, ...], format_n
         blocks = _floats(rng, n_blocks, kind, scales)
     else:
         blocks = rng.integers(0, 256, (n_blocks, kind.block_bytes), np.uint8)
-        for at in SCALES_AT.get(kind.name, ()):
-            blocks[:, at : at + 2] = _scales(rng, n_blocks, scales).astype("<f2").view(np.uint8).reshape(-1, 2)
+        dtype, places = SCALES_AT.get(kind.name, (HALF, ()))
+        for at in places:
+            drawn = _scales(rng, n_blocks, scales, dtype).astype(dtype)
+            blocks[:, at : at + dtype.itemsize] = drawn.view(np.uint8).reshape(n_blocks, -1)
         for _ in range(0 if kind.name in SCALES_AT else 100):
             if not (wrong := ~_usable(kind, blocks)).any():
                 break
@@ -40,15 +44,18 @@ def weight(rng: np.random.Generator, name: str, shape: tuple[int, ...], format_n
     return Tensor(name, shape, kind, np.ascontiguousarray(blocks.reshape(*shape[:-1], -1)))  # as a file's are
 
 
-def _scales(rng: np.random.Generator, n: int, scales: str) -> Any:
-    """float16's whole range: denormal below 6e-5, the smallest 6e-8, the largest 65504."""
+def _scales(rng: np.random.Generator, n: int, scales: str, dtype: np.dtype[Any] = HALF) -> Any:
+    """float16's whole range: denormal below 6e-5, the smallest 6e-8, the largest 65504.
+
+    Of float32 what no float16 holds, as far as sums of products stay numbers with all their digits: 1e-27 to 1e25.
+    """
     sign = rng.choice([-1.0, 1.0], n)
     if scales == "mixed":
-        return sign * 2.0 ** rng.uniform(-20, 10, n)
+        return sign * 2.0 ** (rng.uniform(-20, 10, n) if dtype == HALF else rng.uniform(-40, 40, n))
     if scales == "largest":
-        return sign * rng.choice([65504.0, 32768.0, 60000.0], n)
+        return sign * (rng.choice([65504.0, 32768.0, 60000.0], n) if dtype == HALF else 2.0 ** rng.uniform(80, 83, n))
     if scales == "smallest":
-        return sign * rng.integers(1, 1024, n) * 2.0**-24
+        return sign * (rng.integers(1, 1024, n) * 2.0**-24 if dtype == HALF else 2.0 ** rng.uniform(-90, -80, n))
     if scales == "zero":
         return sign * rng.uniform(0.5, 1, n) * rng.integers(0, 2, n)
     return sign * rng.uniform(0.01, 0.1, n)

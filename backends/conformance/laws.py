@@ -67,6 +67,50 @@ def rmsnorm_unit(trial: Trial) -> None:
     assert_close(found, wanted, f"the mean square of rmsnorm(x), eps = {eps}", within=4e-6)
 
 
+@law("law-layernorm-shift", "layernorm")
+def layernorm_shift(trial: Trial) -> None:
+    """layernorm(x + c) = layernorm(x): the mean moves along, and is taken away. Also for a c that is large beside the spread of
+    x, where mean(x^2) - mean(x)^2 would be the difference of two numbers that are nearly equal."""
+    x = trial.array("x", *trial.rows(), on_grid=True)
+    weight, bias = trial.array("weight", x.shape[1]), trial.array("bias", x.shape[1])
+    c = np.float32(trial.one_of("c", (1, -30, 500, 10000)))  # x is on a grid, so that x + c is exact
+    y, shifted = (trial.apply(ops.layernorm, a, weight, bias, eps=1e-5) for a in (x, x + c))
+    deviation = np.sqrt(x.var(axis=1, keepdims=True, dtype=np.float64) + 1e-5)
+    size = (16 + abs(c)) / deviation * abs(weight) + abs(bias)  # the mean is rounded to float32, and n numbers were added up
+    assert_close(shifted, y, f"layernorm(x + {c}) is not layernorm(x)", within=4e-6, size=size)
+
+
+@law("law-layernorm-scale", "layernorm")
+def layernorm_scale(trial: Trial) -> None:
+    """layernorm(c x) = layernorm(x) as long as eps is nothing beside var(x); with the other sign before the bias if c < 0."""
+    x = trial.array("x", *trial.rows()).copy()
+    x[:, 0] += np.where(x[:, 0] < 0, np.float32(-4), np.float32(4))  # far from the others, so that eps = 1e-12 is nothing
+    weight, no_bias = trial.array("weight", x.shape[1]), np.zeros(x.shape[1], np.float32)
+    c = np.float32(trial.one_of("c", (2.0, -1.0, 0.125, 1024.0)))  # powers of two: c * x is exact
+    y, scaled = (trial.apply(ops.layernorm, a, weight, no_bias, eps=1e-12) for a in (x, c * x))
+    size = abs(y) + abs(weight)  # y is small where x was near the mean
+    assert_close(scaled, np.sign(c) * y, f"layernorm({c} x) is not {'-' if c < 0 else ''}layernorm(x)", size=size)
+
+
+@law("law-layernorm-unit", "layernorm")
+def layernorm_unit(trial: Trial) -> None:
+    """Before weight and bias, the mean of layernorm(x) is 0 and its mean square v / (v + eps), where v is the variance of x (by
+    n, not n - 1): one if eps is nothing beside it, one half if eps = v. Of a row of zeros the bias is left."""
+    x = trial.array("x", *trial.rows(), magnitudes=(1.0, 1e-3, 30.0, 1e4))
+    v = np.var(x, axis=1, dtype=np.float64)
+    as_large = trial.one_of("eps as large as v", (False, True)) and v.any()  # v of a single number is 0
+    eps = float(v.mean()) if as_large else trial.one_of("eps", (1e-5, 1e-6, 1e-3, 0.1))
+    ones, bias = np.ones(x.shape[1], np.float32), trial.array("bias", x.shape[1])
+    y = trial.apply(ops.layernorm, x, ones, np.zeros_like(ones), eps=eps).astype(np.float64)
+    assert_close(y.mean(1).astype(np.float32), np.zeros_like(v), "the mean of layernorm(x)", within=4e-6, size=np.ones_like(v))
+    # a square has twice the relative error of y, in which there are two sums of up to 2050 numbers, a root and a division
+    assert_close(
+        np.square(y).mean(1).astype(np.float32), v / (v + eps), f"mean square of layernorm(x), eps = {eps}", within=4e-6
+    )
+    rows = np.repeat(bias[None], len(x), axis=0)
+    assert_same(trial.apply(ops.layernorm, np.zeros_like(x), ones, bias, eps=eps), rows, "layernorm(0) is not the bias")
+
+
 @law("law-matmul-linear", "matmul")
 def matmul_linear(trial: Trial) -> None:
     """(2 a - b) @ w = 2 (a @ w) - b @ w: a product is linear. A sum that overflows, saturates or is kept in half is not."""
@@ -162,6 +206,20 @@ def silu_odd_part(trial: Trial) -> None:
     assert_close(y - mirrored, x, "silu(x) - silu(-x) is not x")
     assert (y >= -0.27847).all(), f"silu gives {y.min()}; its minimum is -0.278464, at x = -1.278465"
     assert (y <= np.maximum(x, 0) * 1.000001).all(), "silu(x) is larger than max(x, 0)"
+
+
+@law("law-gelu-odd-part", "gelu")
+def gelu_odd_part(trial: Trial) -> None:
+    """gelu(x) - gelu(-x) = x, since a normal number is below x or above it. gelu lies between x and 0, or little below them.
+    (gelu(k) + gelu(-k)) / k is the part of normal numbers within k deviations: 68.27%, 95.45%, 99.73% for 1, 2, 3."""
+    x = trial.array("x", *trial.rows(), magnitudes=(1.0, 1e-6, 30.0, 1e4))
+    y, mirrored = trial.apply(ops.gelu, x), trial.apply(ops.gelu, -x)
+    assert_close(y - mirrored, x, "gelu(x) - gelu(-x) is not x")
+    assert (y >= -0.169972).all(), f"gelu gives {y.min()}; its minimum is -0.169971, at x = -0.751792"
+    assert (y <= np.maximum(x, 0) * 1.000001).all(), "gelu(x) is larger than max(x, 0)"
+    k = np.array([[1, 2, 3]], np.float32)
+    within = (trial.apply(ops.gelu, k) + trial.apply(ops.gelu, -k)) / k
+    assert_close(within, np.array([[0.682689492, 0.954499736, 0.997300204]]), "normal numbers within 1, 2, 3 deviations")
 
 
 @law("law-swiglu-parts", "swiglu", "silu", "mul")

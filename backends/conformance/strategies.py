@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ops.blocks import FORMATS
 from ops.op import Op
 
-from .arrays import LAYOUTS, MASKED, VALUES
+from .arrays import LAYOUTS, MASKED, SHIFTED, VALUES
 from .blocks import SCALES
 from .case import Case, is_cache
 
@@ -43,6 +43,7 @@ SHARPNESS = (1.0, 0.1, 3.0, 10.0, 100.0, 3000.0)  # of scores after `scale`
 ATTRS: dict[str, tuple[Any, ...]] = {
     "eps": (1e-5, 1e-6, 1e-3, 0.1), "neox": (False, True), "h": (1, 2, 3, 4, 7, 8, 9, 32), "scale": SHARPNESS,
 }  # fmt: skip
+MORE_VALUES = {"softmax": (MASKED,), "layernorm": (SHIFTED,)}
 BY_TYPE: dict[str, tuple[Any, ...]] = {"float": (1.0, 0.3, -2.0), "bool": (False, True), "int": (1, 2, 3, 7)}
 KV = {"float32": "f32", "float16": "f16"}  # dtypes of caches, as checks are named after them
 WORK = 3_000_000  # the product of all sizes: what a case may take
@@ -74,11 +75,10 @@ def cases(draw: st.DrawFn, /, op: Op, dtype: str = "f32", **fixed: Any) -> Case:
         case["start"] = draw(st.sampled_from(STARTS if bounded else FAR_STARTS))
     case |= {name: value for name, value in rest.items() if name in ("magnitude", "format", "kv", "start")}
     sizes = draw(_sizes(op, letters, case, given, tied=has_cache or (has_positions and "S" in letters)))
-    values = (*VALUES, MASKED) if op.name == "softmax" else VALUES
     case |= {
         "sizes": {letter: sizes[letter] for letter in sorted(letters)},
         "attrs": {name: given.get(name, sizes.get(name)) for name in op.attrs if name in given or name in sizes},
-        "values": draw(st.sampled_from(values)),
+        "values": draw(st.sampled_from((*VALUES, *MORE_VALUES.get(op.name, ())))),
         "layout": draw(st.sampled_from(LAYOUTS)),
         "ints": draw(st.sampled_from(("int64", "int32"))),
         "path": draw(st.sampled_from(("kernel", "plan"))),

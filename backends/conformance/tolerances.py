@@ -70,6 +70,18 @@ def pairs(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Dou
     return size
 
 
+def argument(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Doubles:
+    """Of gelu: x. Nearly all compute x/2 * (1 + erf(x / sqrt(2))), whose sum cancels where x is negative."""
+    return np.asarray(np.abs(operands[0]))
+
+
+def centred(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Doubles:
+    """Of layernorm: x, its mean and the bias, which may cancel each other, without their signs."""
+    x, weight, bias = operands
+    mean, deviation = x.mean(axis=-1, keepdims=True), np.sqrt(x.var(axis=-1, keepdims=True) + attrs["eps"])
+    return np.asarray((np.abs(x) + np.abs(mean)) / deviation * np.abs(weight) + np.abs(bias))
+
+
 def below_the_largest(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Doubles:
     """Of softmax: exp of a difference D of scores, which is rounded too, is off by D roundings more."""
     (x,) = operands
@@ -108,6 +120,7 @@ TOLERANCES: dict[str, Tolerance] = {
     ),
     "causal_mask": Tolerance(lambda s: 2, itself, "scale is rounded to float32, and so is the product"),
     "silu": Tolerance(lambda s: 6, itself, "exp and a division, which OpenCL lets be off by 3 and 2.5 units in the last place"),
+    "gelu": Tolerance(lambda s: 6, argument, "erf, or a polynomial and exp; two products and a sum"),
     "swiglu": Tolerance(lambda s: 7, itself, "silu, and one product"),
     "softmax": Tolerance(
         lambda s: 6,
@@ -117,6 +130,12 @@ TOLERANCES: dict[str, Tolerance] = {
     ),
     "rmsnorm": Tolerance(
         lambda s: 6 + s["n"] ** 0.5 / 2, itself, "a sum of n squares; root and division (3 and 2.5 units in OpenCL), a product"
+    ),
+    "layernorm": Tolerance(
+        lambda s: 6 + s["n"] ** 0.5 / 2,
+        centred,
+        "a sum of n numbers, which may be nearly equal, and one of n squares; root, division and product as in rmsnorm",
+        lambda s: s["n"] / 2,
     ),
     "rope": Tolerance(
         lambda s: 6, pairs, "angles are exact (float64, or two floats); sin and cos (4 units in OpenCL), two products, a sum"

@@ -53,6 +53,11 @@ def silu(limits: Limits, x: DeviceArray, y: DeviceArray) -> Iterator[Launch]:
     return _elementwise(limits, "silu", x, y)
 
 
+@launches(ops.gelu)
+def gelu(limits: Limits, x: DeviceArray, y: DeviceArray) -> Iterator[Launch]:
+    return _elementwise(limits, "gelu", x, y)
+
+
 @launches(ops.swiglu)
 def swiglu(limits: Limits, gate: DeviceArray, up: DeviceArray, y: DeviceArray) -> Iterator[Launch]:
     return _elementwise(limits, "swiglu", gate, up, y)
@@ -66,6 +71,23 @@ def rmsnorm(limits: Limits, x: DeviceArray, weight: DeviceArray, y: DeviceArray,
         source="norm.c",
         kernel="rmsnorm",
         args=(x.memory, weight.memory, y.memory, n, float(eps)),
+        groups=(rows,),
+        group_size=n_lanes,
+        defines={"LANES": n_lanes},
+        local_bytes=4 * n_lanes,
+    )
+
+
+@launches(ops.layernorm)
+def layernorm(
+    limits: Limits, x: DeviceArray, weight: DeviceArray, bias: DeviceArray, y: DeviceArray, *, eps: float
+) -> Iterator[Launch]:
+    rows, n = x.shape
+    n_lanes = lanes(limits)
+    yield Launch(
+        source="layernorm.c",
+        kernel="layernorm",
+        args=(x.memory, weight.memory, bias.memory, y.memory, n, float(eps)),
         groups=(rows,),
         group_size=n_lanes,
         defines={"LANES": n_lanes},

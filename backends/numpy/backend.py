@@ -15,11 +15,13 @@ from ops.op import Op
 from ops.tensor import Tensor
 
 from ..base import Backend, Buffer, Options, Plan, kernel
+from ..gelu import gelu
+from ..plan import live_bytes
 from .allocator import keep_freed_memory
-from .attention import attention
-from .threads import Threads
+from .attention import BLOCK, attention
+from .threads import Threads, slices
 from .wavefront import WavefrontPlan
-from .weights import Weights
+from .weights import CONVERSION, Weights
 
 Array = NDArray[np.float32]
 
@@ -38,6 +40,8 @@ FORMULA_IS_BEST = (
     ops.softmax,
     ops.attention_mix,
 )
+
+CHUNK = 1 << 15  # numbers that gelu's thirty steps take at a time: a few arrays of 128 kB stay in the core's cache
 
 
 class Numpy(Backend):
@@ -58,6 +62,13 @@ class Numpy(Backend):
 
     def nbytes(self, buffer: Tensor | NDArray[Any]) -> int:
         return 4 * buffer.n_params if isinstance(buffer, Tensor) else buffer.nbytes  # a product reads float32
+
+    def scratch_bytes(self, graph: Graph, sizes: Mapping[str, int]) -> int:
+        """Values between ops, of all blocks of tokens together; of each thread a block's scores, and a weight's conversion."""
+        graph = self.fused(graph)
+        heads = max((n.inputs[0].shape[1] for n in graph.nodes if n.op is ops.attention), default=0)
+        scores = 4 * (int(heads) + 2) * min(BLOCK, sizes["T"]) * sizes["C"]
+        return live_bytes(graph, sizes) + self.threads.n * (scores + CONVERSION)
 
     def describe(self) -> str:
         return f"numpy {np.__version__}, {self.threads.n} threads, weights in float32"
@@ -83,6 +94,22 @@ class Numpy(Backend):
         y: Array = x / np.sqrt(square * np.float32(1 / x.shape[1]) + np.float32(eps))
         y *= weight
         return y
+
+    @kernel(ops.layernorm)
+    def layernorm(self, x: Array, weight: Array, bias: Array, *, eps: float) -> Array:
+        y: Array = x - x.mean(axis=1, keepdims=True)
+        square = np.matmul(y[:, None, :], y[:, :, None])[:, 0]  # [T, 1]: each row's product with itself
+        y /= np.sqrt(square * np.float32(1 / x.shape[1]) + np.float32(eps))
+        y *= weight
+        y += bias
+        return y
+
+    @kernel(ops.gelu)
+    def gelu(self, x: Array) -> Array:
+        numbers, y = x.reshape(-1), np.empty(x.size, x.dtype)
+        for part in slices(x.size, CHUNK):
+            y[part] = gelu(numbers[part], np)
+        return y.reshape(x.shape)
 
     @kernel(ops.swiglu)
     def swiglu(self, gate: Array, up: Array) -> Array:

@@ -22,6 +22,7 @@ from .pages import let_go
 from .threads import Threads, slices
 
 CHUNK = 1 << 20  # weights converted at a time: 4 MB of float32
+CONVERSION = 9 * CHUNK  # bytes that this takes: float32, the quants as int8, a second float32 of the scales
 
 
 class Weights:
@@ -48,7 +49,8 @@ class Weights:
 
             def convert(rows: slice) -> None:
                 dense[rows] = tensor.dequantize(rows)
-                let_go(tensor.data[rows])  # the file's form is not needed beside the float32 one
+                if isinstance(tensor.data, np.ndarray):
+                    let_go(tensor.data[rows])  # the file's form is not needed beside the float32 one
 
             self._threads.each(convert, chunks(tensor))
         except BaseException:

@@ -18,11 +18,11 @@ FORMATS: dict[str, BlockFormat] = {}  # by name, such as "Q4_0"
 class BlockFormat:
     """`block_size` weights in `block_bytes` bytes. `dequantize` takes uint8[n, block_bytes] to float32[n, block_size].
 
-    `ggml_type` is the number that GGUF files give the format (ggml's `enum ggml_type`).
+    `ggml_type` is the number that GGUF files give the format (ggml's `enum ggml_type`); None for one that GGUF does not know.
     """
 
     name: str
-    ggml_type: int
+    ggml_type: int | None
     block_size: int
     block_bytes: int
     dequantize: Callable[[Bytes], Floats]
@@ -36,7 +36,7 @@ class BlockFormat:
 
 
 def block_format(
-    name: str, *, ggml_type: int, block_size: int, block_bytes: int
+    name: str, *, ggml_type: int | None, block_size: int, block_bytes: int
 ) -> Callable[[Callable[[Bytes], Floats]], BlockFormat]:
     """Declare a format: a decorator above its dequantize function."""
 

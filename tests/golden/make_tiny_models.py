@@ -1,4 +1,4 @@
-"""Tiny LLaMA-family models with random weights, and the logits that PyTorch computes from them.
+"""Tiny models of the architectures that run here, with random weights, and the logits that PyTorch computes from them.
 
     pip install torch transformers gguf
     python tests/golden/make_tiny_models.py        # rewrites tests/data/tiny, byte for byte the same
@@ -29,7 +29,7 @@ from gguf import GGMLQuantizationType as Q
 from numpy.typing import NDArray
 from tiny_variants import BASE, VARIANTS, Variant
 from tiny_vocabularies import byte_pair_vocabulary, sentencepiece_vocabulary
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 TARGET = Path(__file__).parent.parent / "data" / "tiny"
@@ -39,41 +39,63 @@ PROMPT_LENGTHS = (1, 6, 17, 48)
 # ggml-common.h: block_q6_K ends with d; block_q4_K begins with d and dmin, w = d * scale * q - dmin * minimum.
 RANDOM_BLOCKS = {Q.Q6_K: {208: 4e-5}, Q.Q4_K: {0: 3e-4, 2: 2.2e-3}}
 
+# What transformers' Falcon calls otherwise than its LLaMA
+FALCON_NAMES = {
+    "num_key_value_heads": "num_kv_heads",
+    "intermediate_size": "ffn_hidden_size",
+    "rms_norm_eps": "layer_norm_epsilon",
+}
+
 
 def new_model(variant: Variant, n_vocab: int) -> PreTrainedModel:
-    arguments = {**BASE, **variant.config, "vocab_size": n_vocab, "attn_implementation": "sdpa"}
-    if variant.arch == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**arguments)).eval()
-    return LlamaForCausalLM(LlamaConfig(**arguments)).eval()
+    arguments = {**BASE, **variant.config, "vocab_size": n_vocab}
+    if variant.arch == "falcon":
+        arguments |= {new: arguments.pop(old) for old, new in FALCON_NAMES.items()}
+    config = AutoConfig.for_model(variant.model_type or variant.arch, **arguments)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
 
 def random_weight(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
     """Scaled so that logits spread over some +-8 and a query's scores over some +-4: attention looks somewhere."""
     noise = rng.standard_normal(shape, dtype=np.float32)
-    if "norm" in name:
+    if name.endswith("bias"):
+        return np.float32(0.5) * noise
+    if len(shape) == 1:  # of a norm
         return np.float32(1) + np.float32(0.3) * noise
     if "embed" in name:
         return np.float32(0.4) * noise
-    if name.endswith("bias"):
-        return np.float32(0.5) * noise
-    gain = {"q_proj": 1.5, "k_proj": 1.5, "lm_head": 2.5}.get(name.split(".")[-2], 1.0)
+    gain = {"q_proj": 1.5, "k_proj": 1.5, "query_key_value": 1.5, "lm_head": 2.5}.get(name.split(".")[-2], 1.0)
     return noise * np.float32(gain / np.sqrt(shape[-1]))
 
 
-def interleave(weight: NDArray[Any], n_head: int) -> NDArray[Any]:
-    """Rows of a q or k projection (or its bias) from transformers' order to that of GGUF's architecture "llama".
+def order_in_file(arch: str, hf_name: str, config: Any) -> NDArray[np.int64] | slice:
+    """Which of transformers' rows comes where in GGUF: row i of the file is row order[i] of the parameter."""
+    part = hf_name.split(".")[-2]
+    if arch == "llama" and part in ("q_proj", "k_proj"):
+        return interleaved(config.head_dim, config.num_attention_heads if part == "q_proj" else config.num_key_value_heads)
+    if arch == "falcon" and part == "query_key_value":
+        return ungrouped(config.head_dim, config.num_attention_heads, config.num_kv_heads)
+    return np.s_[:]
+
+
+def interleaved(head_dim: int, n_head: int) -> NDArray[np.int64]:
+    """Rows of a q or k projection (or its bias) as GGUF's architecture "llama" has them.
 
     rope turns pairs of a head's components. transformers pairs component i with i + d/2 (NeoX), llama.cpp pairs 2i
     with 2i + 1 as Meta did, and its converter (`LlamaModel.permute` in conversion/llama.py) reorders the rows so that
     both mean the same pairs: row i goes to 2i, row i + d/2 to 2i + 1. q and k move alike: their dot products stay.
     """
-    halves = weight.reshape(n_head, 2, len(weight) // n_head // 2, *weight.shape[1:])
-    return halves.swapaxes(1, 2).reshape(weight.shape)
+    return np.arange(n_head * head_dim).reshape(n_head, 2, head_dim // 2).swapaxes(1, 2).ravel()
 
 
-def uninterleave(weight: NDArray[Any], n_head: int) -> NDArray[Any]:
-    pairs = weight.reshape(n_head, len(weight) // n_head // 2, 2, *weight.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(weight.shape)
+def ungrouped(head_dim: int, n_head: int, n_head_kv: int) -> NDArray[np.int64]:
+    """Rows of Falcon's fused projection, all queries first, then all keys, then all values.
+
+    In transformers the rows of a group lie together: those of its queries, of its key, of its value (`_split_heads` in
+    modeling_falcon.py). llama.cpp's converter (`FalconModel.modify_tensors` in conversion/falcon.py) sorts them.
+    """
+    groups = np.arange((n_head + 2 * n_head_kv) * head_dim).reshape(n_head_kv, n_head // n_head_kv + 2, head_dim)
+    return np.concatenate([part.ravel() for part in (groups[:, :-2], groups[:, -2], groups[:, -1])])
 
 
 def stored(weight: NDArray[np.float32], qtype: Q, rng: np.random.Generator) -> NDArray[Any]:
@@ -90,22 +112,20 @@ def stored(weight: NDArray[np.float32], qtype: Q, rng: np.random.Generator) -> N
 def convert(model: PreTrainedModel, variant: Variant, rng: np.random.Generator) -> dict[str, tuple[NDArray[Any], Q]]:
     """Give the model random weights; return them as GGUF stores them. The model keeps what is read back from that."""
     config = model.config
-    n_heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[variant.arch.upper()], config.num_hidden_layers)
     tensors: dict[str, tuple[NDArray[Any], Q]] = {}
     state = {}
     for hf_name, parameter in model.named_parameters():  # a tied output projection is not listed a second time
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         assert name is not None
-        weight = random_weight(hf_name, tuple(parameter.shape), rng)
-        n_head = n_heads.get(hf_name.split(".")[-2]) if variant.arch == "llama" else None
-        if n_head is not None:
-            weight = interleave(weight, n_head)
+        order = order_in_file(variant.arch, hf_name, config)
+        weight = random_weight(hf_name, tuple(parameter.shape), rng)[order]
         qtype = Q.F32 if weight.ndim == 1 else next(t for part, t in variant.types.items() if part in name)
         data = stored(weight, qtype, rng)
         tensors[name] = data, qtype
-        weight = gguf.dequantize(data, qtype)
-        state[hf_name] = torch.from_numpy(weight if n_head is None else uninterleave(weight, n_head))
+        kept = np.empty_like(weight)
+        kept[order] = gguf.dequantize(data, qtype)
+        state[hf_name] = torch.from_numpy(kept)
     model.load_state_dict(state, strict=False)
     model.tie_weights()
     if config.rope_parameters["rope_type"] == "llama3":
@@ -128,11 +148,16 @@ def write_gguf(
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
+    is_falcon = variant.arch == "falcon"
+    writer.add_feed_forward_length(config.ffn_hidden_size if is_falcon else config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_head_count_kv(config.num_kv_heads if is_falcon else config.num_key_value_heads)
+    if is_falcon:
+        writer.add_tensor_data_layout("jploski")
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     if variant.arch == "llama":
         writer.add_rope_dimension_count(config.head_dim)
     if "head_dim" in variant.config:
@@ -183,7 +208,7 @@ def main() -> None:
     TARGET.mkdir(parents=True, exist_ok=True)
     for seed, (name, variant) in enumerate(VARIANTS.items()):
         rng = np.random.default_rng(seed)
-        vocabulary = byte_pair_vocabulary() if variant.arch == "qwen2" else sentencepiece_vocabulary()
+        vocabulary = byte_pair_vocabulary() | {"pre": variant.pre} if variant.pre else sentencepiece_vocabulary()
         model = new_model(variant, len(vocabulary["tokens"]))
         tensors = convert(model, variant, rng)
         write_gguf(TARGET / f"{name}.gguf", variant, model.config, vocabulary, tensors)

@@ -70,6 +70,72 @@ class NormOverwritesItsInput(Numpy):
         return y
 
 
+@wrong("layernorm")
+class VarianceOfOneLess(Numpy):
+    """The sum of squares is divided by n - 1, as torch.var does if not told otherwise."""
+
+    @kernel(ops.layernorm)
+    def layernorm(self, x, weight, bias, *, eps):
+        variance = x.var(axis=1, keepdims=True, ddof=min(1, x.shape[1] - 1))
+        return (x - x.mean(axis=1, keepdims=True)) / np.sqrt(variance + np.float32(eps)) * weight + bias
+
+
+@wrong("layernorm")
+class VarianceInOnePass(Numpy):
+    """mean(x^2) - mean(x)^2, which cancels where the mean is large."""
+
+    @kernel(ops.layernorm)
+    def layernorm(self, x, weight, bias, *, eps):
+        mean = x.mean(axis=1, keepdims=True)
+        variance = np.maximum((x * x).mean(axis=1, keepdims=True) - mean * mean, 0)
+        return (x - mean) / np.sqrt(variance + np.float32(eps)) * weight + bias
+
+
+@wrong("layernorm")
+class DeviationAndEps(Numpy):
+    """(x - mean(x)) / (sqrt(var(x)) + eps)"""
+
+    @kernel(ops.layernorm)
+    def layernorm(self, x, weight, bias, *, eps):
+        return (x - x.mean(axis=1, keepdims=True)) / (x.std(axis=1, keepdims=True) + np.float32(eps)) * weight + bias
+
+
+@wrong("layernorm")
+class LayernormWithoutBias(Numpy):
+    """The bias is forgotten: right for a model whose biases are zero."""
+
+    @kernel(ops.layernorm)
+    def layernorm(self, x, weight, bias, *, eps):
+        return super().layernorm(x, weight, np.zeros_like(bias), eps=eps)
+
+
+@wrong("layernorm")
+class BiasBeforeWeight(Numpy):
+    """The bias is added first, and multiplied by the weight too."""
+
+    @kernel(ops.layernorm)
+    def layernorm(self, x, weight, bias, *, eps):
+        return super().layernorm(x, weight, bias * weight, eps=eps)
+
+
+@wrong("layernorm")
+class LayernormIsRmsnorm(Numpy):
+    """The mean stays: nearly right where it is nearly zero."""
+
+    @kernel(ops.layernorm)
+    def layernorm(self, x, weight, bias, *, eps):
+        return super().rmsnorm(x, weight, eps=eps) + bias
+
+
+@wrong("layernorm")
+class MeanOfAllRows(Numpy):
+    """Mean and variance are those of all tokens of a step together."""
+
+    @kernel(ops.layernorm)
+    def layernorm(self, x, weight, bias, *, eps):
+        return (x - x.mean()) / np.sqrt(x.var() + np.float32(eps)) * weight + bias
+
+
 @wrong("softmax")
 class SoftmaxWithoutMax(Numpy):
     """exp(x) / sum(exp(x)), which overflows at 88."""
@@ -139,6 +205,55 @@ class SiluOfLargeNumbers(Numpy):
     def silu(self, x):
         e = np.exp(x)
         return x * e / (1 + e)
+
+
+@wrong("gelu")
+class GeluByTanh(Numpy):
+    """By the tanh formula, good to 5e-4, that GPT-2 has."""
+
+    @kernel(ops.gelu)
+    def gelu(self, x):
+        return x * (1 + np.tanh(np.float32(0.7978846) * (x + np.float32(0.044715) * x**3))) / 2
+
+
+@wrong("gelu")
+class GeluBySigmoid(Numpy):
+    """x * sigmoid(1.702 x), good to 0.02."""
+
+    @kernel(ops.gelu)
+    def gelu(self, x):
+        with np.errstate(over="ignore"):
+            return x / (1 + np.exp(np.float32(-1.702) * x))
+
+
+@wrong("gelu")
+class GeluOfHalves(Numpy):
+    """Looked up in a table of 65,536 entries, one for each float16."""
+
+    @kernel(ops.gelu)
+    def gelu(self, x):
+        return super().gelu(x.astype(np.float16).astype(np.float32)).astype(np.float16).astype(np.float32)
+
+
+@wrong("gelu")
+class GeluOfThreeTerms(Numpy):
+    """erf by Abramowitz & Stegun 7.1.25, good to 2.5e-5."""
+
+    @kernel(ops.gelu)
+    def gelu(self, x):
+        z = abs(x) * np.float32(0.5**0.5)
+        t = 1 / (1 + np.float32(0.47047) * z)
+        tail = t * (np.float32(0.3480242) + t * (np.float32(-0.0958798) + t * np.float32(0.7478556))) * np.exp(-z * z)
+        return x * (1 + np.sign(x) * (1 - tail)) / 2
+
+
+@wrong("gelu")
+class GeluEndsEarly(Numpy):
+    """Taken for x above 4, and for 0 below -4."""
+
+    @kernel(ops.gelu)
+    def gelu(self, x):
+        return np.where(abs(x) < 4, super().gelu(x), np.maximum(x, 0))
 
 
 @wrong("swiglu")

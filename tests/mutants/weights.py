@@ -56,6 +56,26 @@ def _flush(blocks, at):
     blocks[:, at : at + 2] = np.where(abs(half) < 6.1e-5, np.float16(0), half).view(np.uint8)
 
 
+def _through_half(blocks, at):
+    blocks[:, at : at + 4] = blocks[:, at : at + 4].copy().view("<f4").astype("<f2").astype("<f4").view(np.uint8)
+
+
+def _neighbours_in_a_byte(part):
+    q = np.stack([part & 15, part >> 4], axis=-1).reshape(len(part), 32)
+    part[:] = q[:, :16] | q[:, 16:] << 4
+
+
+def _minimum_first(blocks):
+    blocks[:, :8] = blocks[:, [4, 5, 6, 7, 0, 1, 2, 3]]
+
+
+def _as_q8_0(blocks):
+    narrow = blocks.reshape(-1)[: 34 * len(blocks)].reshape(-1, 34).copy()
+    with np.errstate(all="ignore"):
+        blocks[:, :4] = narrow[:, :2].copy().view("<f2").astype("<f4").view(np.uint8)
+    blocks[:, 4:] = narrow[:, 2:]
+
+
 def _high_bits_swapped(blocks):
     blocks[:, 4:8] = blocks[:, [6, 7, 4, 5]]
 
@@ -79,6 +99,12 @@ reads("Q5_0", lambda b: b[:, 4:6].fill(0), "high bits of the second half left ou
 reads("Q5_1", _high_bits_swapped, "high bits of the halves swapped")
 reads("Q8_0", lambda b: np.bitwise_and(b[:, 1], 127, out=b[:, 1]), "scale without its sign")
 reads("Q8_0", _no_lowest, "never less than -127")
+reads("Q4_0_F32", lambda b: _neighbours_in_a_byte(b[:, 4:20]), "neighbours in a byte as before May 2023")
+reads("Q4_0_F32", lambda b: _through_half(b, 0), "scale through float16")
+reads("Q4_0_F32", lambda b: b[:, :2].fill(0), "upper half of the scale only")
+reads("Q4_1_F32", lambda b: _through_half(b, 4), "minimum through float16")
+reads("Q4_1_F32", _minimum_first, "minimum before the scale")
+reads("Q8_0_F32", _as_q8_0, "scale taken for a float16")
 reads("Q2_K", lambda b: _swap_nibbles(b[:, :16]), "scales and minima swapped")
 reads("Q3_K", lambda b: b[:, 104:108].fill(170), "high bits of scales left out")
 reads("Q3_K", lambda b: np.invert(b[:, :32], out=b[:, :32]), "third bit inverted")

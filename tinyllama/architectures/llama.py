@@ -41,14 +41,14 @@ def llama(cfg: Config, w: Weights, cache: Cache, tokens: Any, positions: Any, ou
     x = embedding(tokens, w["token_embd.weight"], name="inp_embd")  # [T, n_embd]
     for i in range(cfg.n_layer):
         with layer(i):
-            h = rmsnorm(x, w[f"blk.{i}.attn_norm.weight"], eps=cfg.rms_eps, name="attn_norm")
+            h = rmsnorm(x, w[f"blk.{i}.attn_norm.weight"], eps=cfg.norm_eps, name="attn_norm")
             h = attention(cfg, i, w, cache, h, positions, neox)
             if i == cfg.n_layer - 1:  # no later layer looks at the other rows: only those whose logits are wanted go on
                 x, h = get_rows(x, out_ids, name="x_out"), get_rows(h, out_ids, name="h_out")  # [U, n_embd]
             x = add(x, h, name="ffn_inp")
-            h = rmsnorm(x, w[f"blk.{i}.ffn_norm.weight"], eps=cfg.rms_eps, name="ffn_norm")
+            h = rmsnorm(x, w[f"blk.{i}.ffn_norm.weight"], eps=cfg.norm_eps, name="ffn_norm")
             x = add(x, feed_forward(i, w, h), name="l_out")
-    x = rmsnorm(x, w["output_norm.weight"], eps=cfg.rms_eps, name="result_norm")
+    x = rmsnorm(x, w["output_norm.weight"], eps=cfg.norm_eps, name="result_norm")
     output = "output" if "output.weight" in w else "token_embd"  # tied: the embedding read the other way round
     return linear(w, output, x, "result_output")  # [U, n_vocab]
 
@@ -59,14 +59,18 @@ def attention(cfg: Config, i: int, w: Weights, cache: Cache, x: Any, positions: 
     v = split_heads(linear(w, f"blk.{i}.attn_v", x, "v"), h=cfg.n_head_kv, name="Vcur")
     q = rope(q, positions, w["rope_freqs"], neox=neox, name="Qcur")
     k = rope(k, positions, w["rope_freqs"], neox=neox, name="Kcur")
+    kqv = attend(cfg, i, cache, q, k, v, positions)
+    return linear(w, f"blk.{i}.attn_output", merge_heads(kqv, name="kqv_out"), "attn_out")  # [T, n_embd]
 
+
+def attend(cfg: Config, i: int, cache: Cache, q: Any, k: Any, v: Any, positions: Any) -> Any:
+    """softmax(q k' / sqrt(d)) v: each token's queries look at the keys and values up to its own."""
     keys = kv_write(cache("k", i), k, positions, name="k_cache")  # [S, n_head_kv, d]
     values = kv_write(cache("v", i), v, positions, name="v_cache")
 
     kq = attention_scores(q, keys, name="kq")  # [n_head, T, S]
     kq = causal_mask(kq, positions, scale=cfg.n_embd_head_k**-0.5, name="kq_masked")
-    kqv = attention_mix(softmax(kq, name="kq_soft_max"), values, name="kqv")  # [T, n_head, d]
-    return linear(w, f"blk.{i}.attn_output", merge_heads(kqv, name="kqv_out"), "attn_out")  # [T, n_embd]
+    return attention_mix(softmax(kq, name="kq_soft_max"), values, name="kqv")  # [T, n_head, d]
 
 
 def feed_forward(i: int, w: Weights, x: Any) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..chat_formats import FORMATS
 from .arguments import add_model_arguments, add_sampling_arguments, integer, load_model, note, sampling_from
-from .text import option_error
+from .person import ask, at_terminal, editable
+from .text import read_text, text_argument, unescape
 
 if TYPE_CHECKING:
     from ..chat import ChatSession
@@ -24,6 +26,13 @@ WHY_STOPPED = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("conversation").add_argument
     add("-sys", "--system-prompt", metavar="TEXT", help="what the model is told before the conversation")
+    form = parser.add_argument_group("form of the conversation").add_mutually_exclusive_group().add_argument
+    form("--chat-template", default=None, metavar="NAME|JINJA",
+         help=f"a name ({', '.join(FORMATS)}) or a Jinja text (default: the one in the model's file)")  # fmt: skip
+    form("--chat-template-file", type=Path, default=None, metavar="FILE", help="a file with a Jinja text")
+    add("--input", default=None, metavar="TEXT", help="what the first instruction is about (--chat-template alpaca)")
+    add("-r", "--reverse-prompt", action="append", default=[], metavar="TEXT",
+        help="a text that ends a reply, with \\n, \\t read as escapes; may be given several times")  # fmt: skip
     add("-n", "--n-predict", type=integer(-1), default=-1, metavar="N", help="tokens of a reply (default: -1, no end)")
     add_model_arguments(parser)
     add_sampling_arguments(parser)
@@ -39,36 +48,30 @@ def run(args: argparse.Namespace) -> int:
     session = ChatSession(
         model,
         system=args.system_prompt,
+        chat_template=read_text(args.chat_template_file) if args.chat_template_file else args.chat_template,
+        stop=[unescape(text_argument(text)) for text in args.reverse_prompt],
         sampling=sampling,
         n_predict=args.n_predict,
         context=model.context(),
     )
     note(load_summary(model))
     warm_up(session.context)
-    return converse(session)
+    return converse(session, None if args.input is None else text_argument(args.input))
 
 
-def converse(session: ChatSession) -> int:
-    """Read, answer, repeat. 0 at the end of input; Ctrl-C while waiting for input goes to the caller."""
+def converse(session: ChatSession, first_input: str | None = None) -> int:
+    """Read, answer, repeat. 0 at the end of input; Ctrl-C while waiting for input goes to the caller.
+
+    first_input: goes with the first turn of a conversation.
+    """
     from ops.errors import TinyLlamaError
 
-    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    if at_terminal:
-        with contextlib.suppress(ImportError):  # where there is readline, input() has a history and an editable line
-            import readline  # noqa: F401
+    if at_terminal():
+        editable()
         note(COMMANDS)
     while True:
-        try:
-            line = input("> " if at_terminal else "").strip()
-        except (EOFError, KeyboardInterrupt) as end:
-            if at_terminal:
-                note()  # leaves the line of the prompt
-            if isinstance(end, KeyboardInterrupt):
-                raise
-            return 0
-        except UnicodeDecodeError as error:
-            raise option_error(f"stdin is not valid UTF-8: byte {error.object[error.start]:#04x}") from None
-        if line == "/quit":
+        line = ask("> ")
+        if line is None or (line := line.strip()) == "/quit":
             return 0
         if line == "/reset":
             session.reset()
@@ -76,16 +79,16 @@ def converse(session: ChatSession) -> int:
             note(COMMANDS)
         elif line:
             try:
-                answer(session, line)
+                answer(session, line, None if session.begun else first_input)
             except TinyLlamaError as error:
-                if not at_terminal:
+                if not at_terminal():
                     raise  # a script must learn of it
                 note(str(error))
 
 
-def answer(session: ChatSession, text: str) -> None:
+def answer(session: ChatSession, text: str, input: str | None) -> None:
     """One turn; Ctrl-C stops the reply, not the conversation."""
-    with contextlib.closing(session.say(text)) as reply, contextlib.suppress(KeyboardInterrupt):
+    with contextlib.closing(session.say(text, input=input)) as reply, contextlib.suppress(KeyboardInterrupt):
         for piece in reply:
             print(piece, end="", flush=True)
     print(flush=True)

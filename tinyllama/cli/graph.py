@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         for line in table(n for n in graph.nodes if layer is None or n.layer == layer):
             print(line)
         return 0
-    formats = {name: tensor.format.name for name, tensor in model.tensors.items()}
+    formats = {name: tensor.format.name for name, tensor in model.leaves.items()}
     title, subtitle = _title(model, args.model, layer), _sizes(model)
     draw(graph, args.output, layer=layer, title=title, subtitle=subtitle, formats=formats)
     return 0

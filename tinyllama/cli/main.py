@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import tinyllama
 
-from . import bench, chat, conformance, devices, graph, inspect, pull, run, tokenize
+from . import bench, chat, conformance, convert, devices, graph, inspect, perplexity, plan, pull, quantize, run, tokenize
 from .terminal import Parser, guarded
 
 COMMANDS = {
-    "run": run, "chat": chat, "pull": pull, "inspect": inspect, "tokenize": tokenize, "graph": graph, "bench": bench,
-    "devices": devices, "conformance": conformance,
+    "run": run, "chat": chat, "plan": plan, "pull": pull, "inspect": inspect, "convert": convert, "quantize": quantize,
+    "tokenize": tokenize, "graph": graph, "bench": bench, "perplexity": perplexity, "devices": devices, "conformance": conformance,
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from .arguments import note
 
 if TYPE_CHECKING:
     from ..context import Context
+    from ..evaluation import Estimate
 
 COMPILING = "compiling kernels"  # what plans of devices say that they do
 FROM_CACHE = 2.0  # seconds: more than kernels take that were compiled before
@@ -62,3 +64,29 @@ def prompt_bar(n_tokens: int) -> Callable[[int], object]:
             bar.close()
 
     return read
+
+
+@contextmanager
+def file_bar(told: str) -> Iterator[Callable[[int, int], object]]:
+    """A bar for a file that is being written; call what it gives with the bytes written, and how many it will have."""
+    from tqdm import tqdm
+
+    with tqdm(desc=told, total=0, disable=None, delay=0.5, leave=False, unit="B", unit_scale=True, ncols=_columns()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def estimate_bar(estimates: Iterable[Estimate]) -> Iterator[Estimate]:
+    """A bar for a perplexity, a step for each window of the text, with the estimate so far."""
+    from tqdm import tqdm
+
+    with tqdm(desc="reading the text", disable=None, leave=False, unit="window", ncols=_columns()) as bar:
+        for estimate in estimates:
+            bar.total = estimate.n_windows
+            bar.set_postfix_str(f"PPL = {estimate.perplexity:.4f}", refresh=False)
+            bar.update()
+            yield estimate

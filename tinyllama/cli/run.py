@@ -6,6 +6,7 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
+from . import interactive
 from .arguments import (
     add_model_arguments,
     add_prompt_arguments,
@@ -21,6 +22,7 @@ HELP = "complete a prompt; stdout holds the text and nothing else"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
+    interactive.add_arguments(parser)
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     parser.add_argument(
@@ -35,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from .progress import prompt_bar, warm_up
     from .terminal import INTERRUPTED
 
+    interactive.check(args)
     prompt, sampling = prompt_from(args), sampling_from(args)
     args.fuse = args.fuse and not args.trace
     with ExitStack() as stack:
@@ -45,10 +48,13 @@ def run(args: argparse.Namespace) -> int:
         if args.verbose_prompt:
             note(prompt_summary(model, tokens))
         context = model.context()
+        if args.interactive or args.instruct:
+            return interactive.by_turns(args, context, prompt, tokens, sampling, trace)
         generation = model.generate(
             tokens,
             n_predict=args.n_predict,
             sampling=sampling,
+            stop=[interactive.text_of(text, args) for text in args.reverse_prompt],
             ignore_eos=args.ignore_eos,
             context=context,
             observe=trace,

@@ -1,43 +1,81 @@
-"""Readers of model files, one file a format; every one gives a ModelFile."""
+"""Readers of model files and folders, one file a format; every one gives a ModelFile."""
 
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from ops.errors import FormatError
 
-from .gguf import read_gguf
 from .model_file import ModelFile
 
-READERS = {b"GGUF": read_gguf}  # by a file's first bytes
+__all__ = ["ModelFile", "open_model_file"]
 
-__all__ = ["ModelFile", "open_model_file", "read_gguf"]
+# Where a reader is: module and function. Imported when a file of that kind is opened.
+BY_MAGIC = {  # a file's first bytes
+    b"GGUF": ("gguf", "read_gguf"),
+    b"lmgg": ("ggml", "read_ggml"),  # 0x67676d6c, the letters "ggml" read as a little-endian number; and so on
+    b"fmgg": ("ggml", "read_ggml"),
+    b"tjgg": ("ggml", "read_ggml"),
+    b"24ka": ("llama2c", "read_llama2c"),  # "ak42"
+}
+BY_MARKER = {  # a file that a folder of that kind holds
+    "config.json": ("huggingface", "read_huggingface"),
+    "params.json": ("meta", "read_meta"),
+}
+OF_A_FOLDER = (".safetensors", ".pth", ".json", ".model")  # a file of these kinds is a part of a folder's model
+KNOWN = (
+    "GGUF, the .bin files of llama.cpp before it (ggjt, ggmf, ggml), llama2.c's .bin, and the folders of Hugging Face "
+    "(config.json with safetensors) and Meta (params.json with consolidated.*.pth)"
+)
 
 
 def open_model_file(path: Path, *, mmap: bool = True) -> ModelFile:
-    """Open a model file of any format that is read here; its first bytes tell which.
+    """Open a model of any format that is read here: a file, whose first bytes tell which, or a folder.
 
     mmap: tensors are views of the mapped file, read when touched; otherwise the file is read into memory at once.
-    Raises FormatError if the file is missing, unreadable, damaged or no model.
+    Raises FormatError if it is missing, unreadable, damaged or no model.
     """
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise FormatError(f"{path}: this is a directory; name a model file in it")
+            return _folder(path, mmap)
         if not stat.S_ISREG(mode):  # opening a pipe would wait for a writer
             raise FormatError(f"{path}: this is not a regular file; a model has to be a file on disk")
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(28)
         if not start:
             raise FormatError(f"{path}: the file is empty; download it again")
-        for magic, read in READERS.items():
+        for magic, where in BY_MAGIC.items():
             if start.startswith(magic):
-                return read(path, mmap=mmap)
-    except FileNotFoundError:
-        raise FormatError(f"{path}: there is no such file") from None
-    except PermissionError:
-        raise FormatError(f"{path}: no permission to read this file; change its permissions or its owner") from None
+                return _reader(where)(path, mmap=mmap)
+        if path.suffix in OF_A_FOLDER and any((path.parent / marker).is_file() for marker in BY_MARKER):
+            return _folder(path.parent, mmap)
+        if _reader(("llama2c", "is_headless"))(path, start):
+            return _reader(("llama2c", "read_llama2c"))(path, mmap=mmap)
+    except FileNotFoundError as error:
+        raise FormatError(f"{error.filename or path}: there is no such file") from None
+    except PermissionError as error:
+        raise FormatError(
+            f"{error.filename or path}: no permission to read this file; change its permissions or its owner"
+        ) from None
     except OSError as error:
         raise FormatError(f"{path}: the file cannot be read: {error.strerror or error}") from None
-    raise FormatError(f"{path}: this is not a model file: only GGUF files are read, which begin with the letters GGUF")
+    raise FormatError(f"{path}: this is not a model file; known are {KNOWN}")
+
+
+def _folder(path: Path, mmap: bool) -> ModelFile:
+    for marker, where in BY_MARKER.items():
+        if (path / marker).is_file():
+            return _reader(where)(path, mmap=mmap)
+    raise FormatError(
+        f"{path}: this folder holds neither config.json (Hugging Face) nor params.json (Meta); name a model file in it"
+    )
+
+
+def _reader(where: tuple[str, str]) -> Callable[..., ModelFile]:
+    module, name = where
+    reader: Callable[..., ModelFile] = getattr(import_module(f".{module}", __package__), name)
+    return reader

@@ -13,9 +13,6 @@ with the file's size before it is believed, so a damaged file costs no more memo
 
 from __future__ import annotations
 
-import mmap as memory_map
-import os
-from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from struct import Struct
@@ -28,7 +25,9 @@ from ops.blocks import BY_GGML_TYPE
 from ops.errors import FormatError
 from ops.tensor import Tensor
 
+from .file_bytes import file_bytes
 from .model_file import ModelFile
+from .split_gguf import is_part, join_parts
 
 NUMBER_TYPES = {
     0: "<u1",
@@ -85,13 +84,19 @@ OTHER_GGML_TYPES = {
 
 
 def read_gguf(path: Path, *, mmap: bool = True) -> ModelFile:
-    """Open a GGUF file. Its tensors are views of the mapped file, or with mmap=False of a copy in memory.
+    """Open a GGUF file, or with one part of a model all of them (split_gguf.py).
 
+    Its tensors are views of the mapped file, or with mmap=False of a copy in memory.
     Metadata: numbers are int, float or bool; texts str, with bytes that are not UTF-8 as lone surrogates; arrays are
     read-only numpy arrays of numbers, list[str], or lists of arrays.
     Raises FormatError for whatever is wrong with the content, OSError if the file cannot be opened.
     """
-    data, check = _map(path) if mmap else (_read(path), _nothing_to_check)
+    file = _read_one(path, mmap)
+    return join_parts(file, lambda part: _read_one(part, mmap)) if is_part(file) else file
+
+
+def _read_one(path: Path, mmap: bool) -> ModelFile:
+    data, check = file_bytes(path, mmap=mmap)
     header = _Header(path, data)
     version = header.version()
     n_tensors, n_pairs = header.number("<u8"), header.number("<u8")
@@ -106,39 +111,7 @@ def read_gguf(path: Path, *, mmap: bool = True) -> ModelFile:
         if offset % alignment:
             raise header.error(f"tensor {name!r} has offset {offset}, not a multiple of the alignment {alignment}")
         tensors[name] = _tensor(header, name, dims, ggml_type, data_start + offset)
-    return ModelFile(path, f"GGUF v{version}", metadata, tensors, mmap, check)
-
-
-def _map(path: Path) -> tuple[NDArray[np.uint8], Callable[[], None]]:
-    """The file's bytes as a read-only view of a mapping, and the check that they are all still there."""
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise FormatError(f"{path}: the file is empty; download it again")
-        mapping = memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_READ)  # keeps a descriptor of its own
-
-    def check() -> None:
-        if mapping.size() < len(mapping):  # size() asks the system, len() remembers
-            raise FormatError(
-                f"{path}: the file has shrunk from {len(mapping)} to {mapping.size()} bytes while in use; "
-                "leave a model's file alone while it runs, or open it with mmap off"
-            )
-
-    return np.frombuffer(mapping, np.uint8), check
-
-
-def _read(path: Path) -> NDArray[np.uint8]:
-    """The file's bytes as a read-only array in memory."""
-    try:
-        data = np.fromfile(path, np.uint8)
-    except MemoryError:
-        size = path.stat().st_size
-        raise FormatError(f"{path}: {size} bytes do not fit into memory; open the file with mmap on") from None
-    data.flags.writeable = False
-    return data
-
-
-def _nothing_to_check() -> None:
-    """A copy in memory cannot shrink."""
+    return ModelFile(path, f"GGUF v{version}", metadata, tensors, mmap, check, header.number_types)
 
 
 def _tensor(header: _Header, name: str, dims: list[int], ggml_type: int, start: int) -> Tensor:
@@ -170,6 +143,7 @@ class _Header:
         self.view = data.data
         self.at = 0  # position of the next byte
         self.part = "the header"  # for errors: where in the file we are
+        self.number_types: dict[str, str] = {}  # of metadata that is one number
 
     def error(self, sentence: str) -> FormatError:
         return FormatError(f"{self.path}: {sentence}")
@@ -192,7 +166,10 @@ class _Header:
             if key in pairs:
                 raise self.error(f"the metadata key {key!r} occurs twice; the file is damaged")
             self.part = f"the metadata value of {key!r}"
-            pairs[key] = self.value(self.number("<u4"))
+            value_type = self.number("<u4")
+            pairs[key] = self.value(value_type)
+            if value_type in NUMBER_TYPES:
+                self.number_types[key] = NUMBER_TYPES[value_type]
         return pairs
 
     def tensors(self, n_tensors: int) -> dict[str, tuple[list[int], int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class ModelFile:
     tensors: Mapping[str, Tensor]
     mapped: bool  # True: tensors are views of the mapped file; False: they were read into memory
     check: Callable[[], None]  # raises FormatError if the file has shrunk since: a view of what is gone would kill the process
+    number_types: Mapping[str, str] = field(default_factory=dict)  # of single numbers in the metadata, numpy's names: "<u4"
 
     @property
     def nbytes(self) -> int:

@@ -63,6 +63,11 @@ class Tokenizer:
         """End of turn."""
         return self._vocabulary.eot
 
+    @property
+    def adds_bos(self) -> bool:
+        """Does a text begin with bos, if the caller does not say?"""
+        return self._vocabulary.adds_bos
+
     def is_end(self, id: int) -> bool:
         """Whether a generation ends with this token."""
         return id in self._vocabulary.ends

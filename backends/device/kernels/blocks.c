@@ -7,7 +7,7 @@
 // unrolled loop `run` is known when the kernel is compiled: then shifts and places are constants, and what the runs of a block
 // share, such as its scale, is computed once.
 //
-// A block's size is even but rarely a multiple of 4, so it is read by bytes and ushorts: many devices cannot read an int at
+// A block's size is even but often no multiple of 4, and is then read by bytes and ushorts: many devices cannot read an int at
 // such an address. Layouts and the order of the float operations are those of ops/blocks/.
 #include "half.c"
 #include "sixteen.c"

@@ -1,5 +1,6 @@
 // One number in, one number out. A work-group takes CHUNK neighbours, its lanes every LANES-th of them.
 #include "exponential.c"
+#include "normal_tail.c"
 
 #define FOR_EACH(i, n) \
     for (int i = GROUP(0) * CHUNK + LANE, end = min(n, (GROUP(0) + 1) * CHUNK); i < end; i += LANES)
@@ -18,6 +19,14 @@ KERNEL void add_bias(GLOBAL const float* x, GLOBAL const float* bias, GLOBAL flo
 
 KERNEL void silu(GLOBAL const float* x, GLOBAL float* y, int size) {
     FOR_EACH(i, size) y[i] = x[i] / (1 + exponential(-x[i]));
+}
+
+KERNEL void gelu(GLOBAL const float* x, GLOBAL float* y, int size) {
+    FOR_EACH(i, size) {
+        float a = x[i] < 0 ? -x[i] : x[i];
+        a = a > 15 ? 15 : a;                                 // the tail beyond is 0
+        y[i] = (x[i] < 0 ? 0 : x[i]) - a * normal_tail(a);  // x * P(N <= x)
+    }
 }
 
 KERNEL void swiglu(GLOBAL const float* gate, GLOBAL const float* up, GLOBAL float* y, int size) {

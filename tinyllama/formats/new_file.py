@@ -1,0 +1,79 @@
+"""A file that appears whole or not at all: written beside its place under another name, renamed at the end."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ops.errors import OptionError
+
+Write = Callable[[Any], object]  # takes bytes or a contiguous array
+
+
+def check_target(path: Path, sources: list[Path], *, force: bool) -> None:
+    """May a file be written there? Asked before any work is done.
+
+    OptionError: its folder is missing, it is a folder, it is one of the files read, or it is there and `force` is off.
+    """
+    if not path.parent.is_dir():
+        raise OptionError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise OptionError(f"cannot write {path}: it is a folder; name a file")
+    if not (path.exists() or path.is_symlink()):
+        return
+    for source in sources:
+        with suppress(OSError):  # a source that is not there is another sentence's matter
+            if path.samefile(source):
+                raise OptionError(f"cannot write {path}: it is the file that is read; name another")
+    if not force:
+        raise OptionError(f"{path} exists: name another file, or overwrite it with --force")
+
+
+@contextmanager
+def new_file(path: Path, nbytes: int, *, force: bool = False) -> Iterator[Write]:
+    """A function that writes bytes, one after another, `nbytes` in all. After any error nothing is left of them.
+
+    OptionError: `check_target`'s reasons, no room on the disk, or a folder that cannot be written.
+    """
+    check_target(path, [], force=force)
+    with suppress(OSError):
+        free = shutil.disk_usage(path.parent).free
+        if free < nbytes:
+            raise OptionError(f"cannot write {path}: it takes {nbytes:,} bytes, and its disk has {free:,} free")
+    started = path.with_name(f".{secrets.token_hex(8)}.partial")  # in the same folder: a rename does not leave a disk
+    with _told(path):
+        file = started.open("xb")
+
+    def write(data: Any) -> None:
+        with _told(path):
+            file.write(data)
+
+    try:
+        yield write
+        with _told(path):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        check_target(path, [], force=force)  # another program may have put a file there meanwhile
+        with _told(path):
+            os.replace(started, path)
+    except BaseException:  # Ctrl-C too
+        with suppress(OSError):  # closing writes what is buffered, which a full disk refuses once more
+            file.close()
+        with suppress(OSError):
+            started.unlink()
+        raise
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the system refuses, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise OptionError(f"cannot write {path}: {error.strerror or error}; nothing of it was kept") from error
