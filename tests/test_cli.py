@@ -74,7 +74,7 @@ def test_generation_flags_are_llama_cpps():
     ("argv", "code", "says"),
     [
         (["run", "-m", "no/such/file.gguf"], 1, "no/such/file.gguf"),
-        (["run", "-m", str(ROOT)], 1, "directory"),
+        (["run", "-m", str(ROOT)], 1, "folder"),
         (["run", "-m", MODEL, "-p", ""], 1, "the prompt is empty"),
         (["run", "-m", MODEL, "-p", "x " * 5000], 1, "more than n_ctx"),
         (["run", "-m", MODEL, "-p", "Hello Hello", "-c", "2"], 1, "more than n_ctx = 2"),

@@ -32,7 +32,7 @@ def use(path: Path) -> None:
     assert peak < path.stat().st_size + ALLOWED
 
 
-@pytest.mark.parametrize("name", ["llama-q", "qwen2"])  # a SentencePiece and a byte-level vocabulary
+@pytest.mark.parametrize("name", ["llama-q", "qwen2", "falcon-40b"])  # a SentencePiece and a byte-level vocabulary
 def test_flipped_bits(name, tmp_path):
     sound = (TINY / f"{name}.gguf").read_bytes()
     head = sound.index(b"token_embd.weight") + 4000  # metadata and tensor infos: flips in weights only change numbers
@@ -50,7 +50,7 @@ def test_flipped_bits(name, tmp_path):
     check()
 
 
-@pytest.mark.parametrize("name", ["llama-q", "qwen2"])
+@pytest.mark.parametrize("name", ["llama-q", "qwen2", "falcon-40b"])
 def test_weights_of_random_bytes(name, tmp_path):
     """NaN, infinities and huge numbers in every weight."""
     sound = (TINY / f"{name}.gguf").read_bytes()

@@ -30,7 +30,7 @@ from .device_memory import Demand, Needs, place_last
 from .formats.model_file import ModelFile
 from .kv_cache import TYPES, KvTypes, cache_bytes, cache_dtypes, cache_shapes
 from .memory import mib, peak_resident
-from .offload import HOST, Placement
+from .offload import HOST, Placement, is_device
 from .tokenizer import Tokenizer
 
 class OnPaper(Backend):
@@ -116,7 +116,7 @@ class MemoryPlan:
 
         budget: None for what a run would take now, most of the memory that is free.
         """
-        built, host = self.demand.built, [backend for backend in self.placement.backends if backend is not self.device]
+        built, host = self.demand.built, [backend for backend in self.placement.backends if not is_device(backend)]
         parts = [(backend, part) for backend, part in self.placement.parts(built.graph) if backend in host]
         read = {  # a table of which a step reads a few rows stays as it is
             value.name: built.leaves[value.name]

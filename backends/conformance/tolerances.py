@@ -76,10 +76,10 @@ def argument(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> 
 
 
 def centred(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Doubles:
-    """Of layernorm: x, its mean and the bias, which may cancel each other, without their signs."""
+    """Of layernorm: x, the terms of its mean, and the bias, all of which may cancel, without their signs."""
     x, weight, bias = operands
-    mean, deviation = x.mean(axis=-1, keepdims=True), np.sqrt(x.var(axis=-1, keepdims=True) + attrs["eps"])
-    return np.asarray((np.abs(x) + np.abs(mean)) / deviation * np.abs(weight) + np.abs(bias))
+    all_terms, deviation = np.abs(x).mean(axis=-1, keepdims=True), np.sqrt(x.var(axis=-1, keepdims=True) + attrs["eps"])
+    return np.asarray((np.abs(x) + all_terms) / deviation * np.abs(weight) + np.abs(bias))
 
 
 def below_the_largest(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Doubles:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 from ops.errors import FormatError
 
+from .ggml import read_ggml
+from .gguf import read_gguf
+from .huggingface import read_huggingface
+from .llama2c import is_headless, read_llama2c
+from .meta import read_meta
 from .model_file import ModelFile
 
 __all__ = ["ModelFile", "open_model_file"]
 
-# Where a reader is: module and function. Imported when a file of that kind is opened.
 BY_MAGIC = {  # a file's first bytes
-    b"GGUF": ("gguf", "read_gguf"),
-    b"lmgg": ("ggml", "read_ggml"),  # 0x67676d6c, the letters "ggml" read as a little-endian number; and so on
-    b"fmgg": ("ggml", "read_ggml"),
-    b"tjgg": ("ggml", "read_ggml"),
-    b"24ka": ("llama2c", "read_llama2c"),  # "ak42"
+    b"GGUF": read_gguf,
+    b"lmgg": read_ggml,  # 0x67676d6c, the letters "ggml" read as a little-endian number; and so on
+    b"fmgg": read_ggml,
+    b"tjgg": read_ggml,
+    b"24ka": read_llama2c,  # "ak42"
 }
 BY_MARKER = {  # a file that a folder of that kind holds
-    "config.json": ("huggingface", "read_huggingface"),
-    "params.json": ("meta", "read_meta"),
+    "config.json": read_huggingface,
+    "params.json": read_meta,
 }
 OF_A_FOLDER = (".safetensors", ".pth", ".json", ".model")  # a file of these kinds is a part of a folder's model
 KNOWN = (
@@ -48,13 +50,13 @@ def open_model_file(path: Path, *, mmap: bool = True) -> ModelFile:
             start = file.read(28)
         if not start:
             raise FormatError(f"{path}: the file is empty; download it again")
-        for magic, where in BY_MAGIC.items():
+        for magic, read in BY_MAGIC.items():
             if start.startswith(magic):
-                return _reader(where)(path, mmap=mmap)
+                return read(path, mmap=mmap)
         if path.suffix in OF_A_FOLDER and any((path.parent / marker).is_file() for marker in BY_MARKER):
             return _folder(path.parent, mmap)
-        if _reader(("llama2c", "is_headless"))(path, start):
-            return _reader(("llama2c", "read_llama2c"))(path, mmap=mmap)
+        if is_headless(path, start):
+            return read_llama2c(path, mmap=mmap)
     except FileNotFoundError as error:
         raise FormatError(f"{error.filename or path}: there is no such file") from None
     except PermissionError as error:
@@ -67,15 +69,9 @@ def open_model_file(path: Path, *, mmap: bool = True) -> ModelFile:
 
 
 def _folder(path: Path, mmap: bool) -> ModelFile:
-    for marker, where in BY_MARKER.items():
+    for marker, read in BY_MARKER.items():
         if (path / marker).is_file():
-            return _reader(where)(path, mmap=mmap)
+            return read(path, mmap=mmap)
     raise FormatError(
         f"{path}: this folder holds neither config.json (Hugging Face) nor params.json (Meta); name a model file in it"
     )
-
-
-def _reader(where: tuple[str, str]) -> Callable[..., ModelFile]:
-    module, name = where
-    reader: Callable[..., ModelFile] = getattr(import_module(f".{module}", __package__), name)
-    return reader

@@ -11,18 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from ops.tensor import MadeRows
 
 from .ggml_file import GgmlFile, Place, scan
+from .joined_rows import Rows, below, beside
 
 EMBEDDING = "tok_embeddings.weight"
 CUT_BY_COLUMNS = (EMBEDDING, ".attention.wo.weight", ".feed_forward.w2.weight")  # ends of names
-Rows = NDArray[np.uint8] | MadeRows
 
 
 def scan_parts(path: Path) -> list[GgmlFile]:
@@ -65,26 +59,5 @@ def joined(name: str, places: Sequence[Place], parts: Sequence[Rows]) -> tuple[t
         return (first.dims, parts[0]) if all(place.dims == first.dims for place in places) else None
     n_columns, n_rows = ([place.dims[axis] for place in places] for axis in (0, 1))
     if name.endswith(CUT_BY_COLUMNS):
-        row_bytes = sum(place.row_bytes for place in places)
-        side_by_side = MadeRows((n_rows[0], row_bytes), lambda rows: np.concatenate([part[rows] for part in parts], axis=1))
-        return ((sum(n_columns), n_rows[0]), side_by_side) if len(set(n_rows)) == 1 else None
-    below = MadeRows((sum(n_rows), first.row_bytes), _Below(parts))
-    return ((n_columns[0], sum(n_rows)), below) if len(set(n_columns)) == 1 else None
-
-
-class _Below:
-    """Parts one below the other, looked into by row numbers."""
-
-    def __init__(self, parts: Sequence[Rows]) -> None:
-        self._parts = parts
-        self._ends = np.cumsum([len(part) for part in parts])
-
-    def __call__(self, rows: Any) -> NDArray[np.uint8]:
-        numbers = np.arange(self._ends[-1])[rows]
-        made = np.empty((len(numbers), self._parts[0].shape[1]), np.uint8)
-        start = 0
-        for part, end in zip(self._parts, self._ends.tolist(), strict=True):
-            here = (numbers >= start) & (numbers < end)
-            made[here] = part[numbers[here] - start]
-            start = end
-        return made
+        return ((sum(n_columns), n_rows[0]), beside(parts)) if len(set(n_rows)) == 1 else None
+    return ((n_columns[0], sum(n_rows)), below(parts)) if len(set(n_columns)) == 1 else None

@@ -7,7 +7,7 @@ from typing import Any
 
 from ops.errors import ModelError
 
-from .huggingface_rope import rope_metadata
+from .rope_scaling import rope_metadata
 from .huggingface_weights import Weight, queries_keys_values
 from .json_object import JsonObject
 

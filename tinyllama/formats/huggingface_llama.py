@@ -11,7 +11,7 @@ from ops.blocks import FORMATS
 from ops.errors import ModelError
 from ops.tensor import Tensor
 
-from .huggingface_rope import rope_metadata
+from .rope_scaling import rope_metadata
 from .huggingface_weights import Weight, pairs_beside
 from .json_object import JsonObject
 

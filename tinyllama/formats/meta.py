@@ -18,7 +18,7 @@ from ops.errors import FormatError
 from ops.tensor import Tensor
 
 from .file_bytes import Check
-from .huggingface_rope import rope_metadata
+from .rope_scaling import rope_metadata
 from .joined_rows import below, beside
 from .json_object import JsonObject, read_object
 from .model_file import ModelFile
