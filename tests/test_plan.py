@@ -66,7 +66,7 @@ def test_falcon_40b_fits_one_a100(capsys):
     assert told["device"]["total"] < 40 * GIB
 
 
-# Parameters as the papers tell them, in billions: Touvron et al. 2023 (2302.13971, table 2), 2307.09288; the model cards of Falcon
+# Parameters in billions: Touvron et al. 2023 (2302.13971, table 2; 2307.09288); the model cards of Falcon
 @pytest.mark.parametrize(
     ("shape", "billions"),
     [("llama-7b", 6.7), ("llama-13b", 13.0), ("llama-30b", 32.5), ("llama-65b", 65.2), ("llama2-70b", 69.0),
@@ -134,7 +134,16 @@ def test_unknown_names_raise():
         with pytest.raises(OptionError):
             bad()
     assert issubclass(OptionError, TinyLlamaError)
-    assert set(SHAPES) >= {"llama-7b", "llama-13b", "llama-30b", "llama-65b", "llama2-70b", "falcon-7b", "falcon-40b", "falcon-180b"}
+    assert set(SHAPES) >= {
+        "llama-7b",
+        "llama-13b",
+        "llama-30b",
+        "llama-65b",
+        "llama2-70b",
+        "falcon-7b",
+        "falcon-40b",
+        "falcon-180b",
+    }
 
 
 def opencl() -> OpenCL:

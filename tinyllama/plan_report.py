@@ -128,7 +128,11 @@ def as_dict(plan: MemoryPlan, host: HostNeeds) -> dict[str, Any]:
         "n_batch": plan.demand.n_batch,
         "n_layer": plan.n_layer,
         "n_gpu_layers": plan.n_offloaded,
-        "weights": {"all": file.nbytes, "layers": _size(layers), "layer_matrices": _size(t for t in layers if len(t.shape) > 1)},
+        "weights": {
+            "all": file.nbytes,
+            "layers": _size(layers),
+            "layer_matrices": _size(t for t in layers if len(t.shape) > 1),
+        },
         "kv_cache": {"f16": plan.kv_bytes("f16"), "f32": plan.kv_bytes("f32")},
         "host": {**asdict(host), "total": host.total},
         "device": {

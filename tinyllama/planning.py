@@ -33,6 +33,7 @@ from .memory import mib, peak_resident
 from .offload import HOST, Placement, is_device
 from .tokenizer import Tokenizer
 
+
 class OnPaper(Backend):
     """A device with every kernel and the memory that it is given; nothing can be computed on it."""
 

@@ -106,7 +106,9 @@ def on_paper(name: str, shape: tuple[int, ...], type: str) -> Tensor:
     return Tensor(name, shape, format, np.broadcast_to(np.uint8(0), (rows, format.row_bytes(shape[-1]))))
 
 
-def _on_paper(path: Path, metadata: Mapping[str, Any], config: Config, shapes: Shapes, type: str, file_format: str) -> ModelFile:
+def _on_paper(
+    path: Path, metadata: Mapping[str, Any], config: Config, shapes: Shapes, type: str, file_format: str
+) -> ModelFile:
     types = _types(config, shapes, type.upper(), file_format)
     tensors = {tensor: on_paper(tensor, shape, types[tensor]) for tensor, shape in shapes.items()}
     told = f"{type.upper()} in {'GGUF' if file_format == 'gguf' else 'ggjt v2'}"

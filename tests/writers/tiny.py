@@ -16,7 +16,8 @@ Weights = dict[str, NDArray[np.float32]]
 class TinyLlama:
     """Sizes of a model, its vocabulary (LLaMA's kind, SentencePiece) and `weights`: float32 by GGUF's names.
 
-    A weight is [outputs, inputs]. Rows of attn_q and attn_k are in Meta's order (GGUF's too): rope turns components 2i and 2i+1.
+    A weight is [outputs, inputs]. Rows of attn_q and attn_k are in Meta's order, GGUF's too: rope
+    turns components 2i and 2i+1.
     """
 
     n_embd: int = 64

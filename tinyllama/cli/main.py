@@ -11,7 +11,8 @@ from .terminal import Parser, guarded
 
 COMMANDS = {
     "run": run, "chat": chat, "plan": plan, "pull": pull, "inspect": inspect, "convert": convert, "quantize": quantize,
-    "tokenize": tokenize, "graph": graph, "bench": bench, "perplexity": perplexity, "devices": devices, "conformance": conformance,
+    "tokenize": tokenize, "graph": graph, "bench": bench, "perplexity": perplexity, "devices": devices,
+    "conformance": conformance,
 }  # fmt: skip
 
 

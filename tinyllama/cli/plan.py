@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-ngl", "--n-gpu-layers", "--gpu-layers", type=layer_count, default=None, metavar="N",
         help="the last N layers on the device; default: as many as --device-memory holds, none without it")  # fmt: skip
     add("--device-memory", type=memory_size, default=None, metavar="SIZE", help="memory of the device, such as 12G")
-    add("--backend", default=None, metavar="NAME", help="ask the device of this backend for its memory (default: none is asked)")
+    add(
+        "--backend", default=None, metavar="NAME", help="ask the device of this backend for its memory (default: none is asked)"
+    )
     for letter, what in (("k", "keys"), ("v", "values")):
         add(f"-ct{letter}", f"--cache-type-{letter}", choices=("f16", "f32"), default=None,
             help=f"how the KV cache keeps {what} (default: f32 on numpy, f16 on a device)")  # fmt: skip
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     device = get_backend(args.backend, Options(device_memory=args.device_memory)) if args.backend else None
     if device is not None and device.memory_free() is None:
-        raise option_error(f"--backend {args.backend} has no device whose memory could be planned: leave it away, or take another")
+        raise option_error(f"--backend {args.backend} has no device whose memory could be planned: leave it away")
     settings = {
         "n_ctx": args.ctx_size,
         "n_batch": args.batch_size,

@@ -29,7 +29,7 @@ Pair = tuple[Any, list[int], list[int]]  # (texts, tokens of the context, tokens
 
 
 @register_model("tinyllama")
-class TinyLlamaLM(TemplateLM):
+class TinyLlamaLM(TemplateLM):  # type: ignore[misc]
     """Requests are sorted by their tokens, and read in one context: what two of them begin with alike is computed once."""
 
     def __init__(
@@ -89,9 +89,7 @@ class TinyLlamaLM(TemplateLM):
         """The model's own."""
         return str(self.model.metadata.get("tokenizer.chat_template", ""))
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Pair], disable_tqdm: bool = False, **_: Any
-    ) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: Sequence[Pair], disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
         """Of each continuation: log p given its context, and whether it is what greedy decoding would have said."""
         scorer, answers = Scorer(self._context), {}
         cut = [_fitting(context, continuation, self.max_length) for _, context, continuation in requests]

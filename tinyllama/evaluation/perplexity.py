@@ -66,8 +66,8 @@ def perplexity_of_tokens(
     found = len(tokens) // n_ctx
     if found < 2:  # as llama.cpp asks: one window would say little
         raise OptionError(
-            f"the text has {len(tokens)} tokens, but two windows of n_ctx = {n_ctx} are needed at least: take a longer text, or "
-            "a smaller n_ctx (-c)"
+            f"the text has {len(tokens)} tokens, but two windows of n_ctx = {n_ctx} are needed at least: take a longer "
+            "text, or a smaller n_ctx (-c)"
         )
     wanted = found if n_windows is None else min(found, whole_number("the number of windows", n_windows, 1))
     return _estimates(model, np.asarray(tokens[: wanted * n_ctx]).reshape(wanted, n_ctx))

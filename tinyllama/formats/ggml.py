@@ -19,7 +19,8 @@ from ops.tensor import MadeRows, Tensor
 from .file_bytes import Check, file_bytes, nothing_to_check
 from .ggml_blocks import halves_from_pairs
 from .ggml_file import GgmlFile, Place
-from .ggml_parts import Rows, joined, scan_parts
+from .ggml_parts import joined, scan_parts
+from .joined_rows import Rows
 from .ggml_vocabulary import vocabulary
 from .model_file import ModelFile
 

@@ -59,4 +59,5 @@ def halves_from_pairs(rows: NDArray[np.uint8], format: BlockFormat) -> NDArray[n
     front, back = np.split(blocks[:, -N_NIBBLE_BYTES:].copy(), 2, axis=1)  # weights 0 to 15, weights 16 to 31
     blocks[:, -N_NIBBLE_BYTES::2] = (front & 15) | (back << 4)  # bytes 0, 2 ...: weights 0 and 16, 2 and 18 ...
     blocks[:, 1 - N_NIBBLE_BYTES :: 2] = (front >> 4) | (back & 0xF0)  # bytes 1, 3 ...: weights 1 and 17, 3 and 19 ...
-    return blocks.reshape(rows.shape)
+    made: NDArray[np.uint8] = blocks.reshape(rows.shape)
+    return made

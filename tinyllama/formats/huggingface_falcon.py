@@ -7,9 +7,9 @@ from typing import Any
 
 from ops.errors import ModelError
 
-from .rope_scaling import rope_metadata
 from .huggingface_weights import Weight, queries_keys_values
 from .json_object import JsonObject
+from .rope_scaling import rope_metadata
 
 EMBEDDING = "transformer.word_embeddings.weight"
 

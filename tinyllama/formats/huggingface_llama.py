@@ -11,9 +11,9 @@ from ops.blocks import FORMATS
 from ops.errors import ModelError
 from ops.tensor import Tensor
 
-from .rope_scaling import rope_metadata
 from .huggingface_weights import Weight, pairs_beside
 from .json_object import JsonObject
+from .rope_scaling import rope_metadata
 
 EMBEDDING = "model.embed_tokens.weight"
 NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}

@@ -18,10 +18,10 @@ from ops.errors import FormatError
 from ops.tensor import Tensor
 
 from .file_bytes import Check
-from .rope_scaling import rope_metadata
 from .joined_rows import below, beside
 from .json_object import JsonObject, read_object
 from .model_file import ModelFile
+from .rope_scaling import rope_metadata
 from .sentencepiece_model import sentencepiece_metadata
 from .tiktoken_model import tiktoken_metadata
 from .torch_pickle import read_torch
