@@ -242,7 +242,7 @@ def test_every_turn_gives_the_whole_conversation() -> None:
     first = "<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     second = first + "Hi you<|im_end|>\n<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n"
     assert model.prompts == [first, second]
-    assert model.asked == {"n_predict": 9, "sampling": sampling, "context": "a new context"}
+    assert model.asked == {"n_predict": 9, "stop": [], "sampling": sampling, "context": "a new context"}
     assert session.messages == [{"role": "system", "content": "Be kind"}, *turns("Hello", "Hi you", "How?", "Fine")]
     assert session.stop_reason == "end"
 
@@ -307,7 +307,7 @@ def test_a_template_that_refuses_leaves_the_session_usable() -> None:
 
 @pytest.mark.parametrize("template", [None, "", " \n"])
 def test_a_model_without_a_template(template: str | None) -> None:
-    with pytest.raises(ModelError, match=r"has no chat template.*tinyllama run"):
+    with pytest.raises(ModelError, match=r"has no chat template.*--chat-template.*alpaca.*tinyllama run"):
         ChatSession(FakeModel(template=template))  # type: ignore[arg-type]
 
 

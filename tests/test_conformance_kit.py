@@ -207,11 +207,11 @@ def test_the_command_prints_a_table_and_ends_with_1_if_anything_fails(folder):
 
 
 def test_support_runs_nothing(folder):
-    done = run_command(folder, "mine:Few", "--support", "--json", "-k", "silu or swiglu or matmul-Q4_0")
+    done = run_command(folder, "mine:Few", "--support", "--json", "-k", "silu or swiglu or matmul-Q4_K")
     assert json.loads(done.stdout)["support"] == [
         {"op": "silu", "dtype": "f32", "by": "kernel"},
         {"op": "swiglu", "dtype": "f32", "by": "decomposed"},
-        {"op": "matmul", "dtype": "Q4_0", "by": "on the host"},
+        {"op": "matmul", "dtype": "Q4_K", "by": "on the host"},
     ]
 
 
@@ -231,7 +231,7 @@ def test_words_that_fit_nothing_are_told():
         selected(checks(), "sillu")
     with pytest.raises(OptionError, match="cannot be read"):
         selected(checks(), "silu and (")
-    assert list(selected(checks(), "matmul and (q4_0 or Q4_1) and op")) == ["op-matmul-Q4_0", "op-matmul-Q4_1"]
+    assert list(selected(checks(), "matmul and (q5_0 or Q5_1) and op")) == ["op-matmul-Q5_0", "op-matmul-Q5_1"]
 
 
 def test_patterns_name_checks_or_an_op_and_a_dtype(tmp_path):

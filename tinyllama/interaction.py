@@ -1,14 +1,11 @@
-"""A text that a model and a person write by turns, as llama.cpp's `main` of 2023 did it: tokens, and whose turn it is."""
+"""A text that a model and a person write by turns, as llama.cpp's `main` of 2023 did it."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from backends.base import Observer
 from ops.errors import ContextFullError
-
-from .sampling import Sampling
 
 if TYPE_CHECKING:
     from .context import Context
@@ -20,8 +17,9 @@ LEAST_ROOM = 4  # places that the prompt must leave; llama.cpp's number
 class Interaction:
     """The model writes until a reverse prompt, then the person goes on.
 
-    interaction = Interaction(context, model.tokenize("User:"), reverse=["User:"])
-    interaction.read("Hello"); for piece in interaction.write(): print(piece, end="")
+        interaction = Interaction(context, model.tokenize("User:"), reverse=["User:"])
+        interaction.read("Hello")
+        for piece in interaction.write(): print(piece, end="")
 
     When the context is full, the first n_keep tokens stay, and of the others the latest, as many as fill half of the
     room that is left: llama.cpp's context swap. These are read anew, and the text goes on.
@@ -37,34 +35,26 @@ class Interaction:
         suffix: str = "\n",
         at_end: str = "",
         n_keep: int = 0,
-        n_predict: int = -1,
-        sampling: Sampling | None = None,
-        ignore_eos: bool = False,
-        observe: Observer | None = None,
     ) -> None:
         """prompt: the text so far; reverse: texts that end the model's turn; prefix, suffix: what goes before and after
-        what the person writes; at_end: what is added when the model has ended its text; n_keep: -1 for all of the prompt;
-        n_predict: tokens of a turn, -1 for no limit.
+        what the person writes; at_end: what is added when the model says that its text has ended; n_keep: -1 for all of
+        the prompt.
 
         ContextFullError: the prompt leaves no room.
         """
-        self.context = context
-        self.tokens = list(prompt)
-        self.stop_reason: StopReason | None = None  # why the model's latest turn ended: see Generation
-        bos = int(self.tokens[:1] == [context.model.tokenizer.bos])  # stays in any case, as in llama.cpp
-        self._n_keep = n_keep + bos if 0 <= n_keep < len(prompt) else len(prompt)
         if len(prompt) > context.n_ctx - LEAST_ROOM:
             raise ContextFullError(
                 f"the prompt has {len(prompt)} tokens, too many to go on by turns in n_ctx = {context.n_ctx}: shorten it, "
                 "or set n_ctx (-c) higher"
             )
-        self._reverse = list(reverse)
+        self.context = context
+        self.tokens = list(prompt)
+        self.stop_reason: StopReason | None = None  # why the model's latest turn ended: see Generation
+        bos = int(self.tokens[:1] == [context.model.tokenizer.bos])  # stays in any case, as in llama.cpp
+        self._n_keep = n_keep + bos if 0 <= n_keep < len(prompt) else len(prompt)
+        self._reverse = [text for text in reverse if text]
         self._prefix, self._suffix, self._at_end = prefix, suffix, at_end
         self._begun = ""  # a reverse prompt with which the model has begun the prefix
-        self._n_predict = n_predict
-        self._sampling = sampling or Sampling()
-        self._ignore_eos = ignore_eos
-        self._observe = observe
 
     def read(self, text: str) -> None:
         """The person's turn. ContextFullError: it is too long; then it was not taken."""
@@ -72,30 +62,27 @@ class Interaction:
         self._add(prefix + text + self._suffix)
         self._begun = ""
 
-    def write(self) -> Generator[str, None, None]:
-        """The model's turn: pieces of text. The reverse prompt that ended it comes last, unless the prefix holds it."""
-        left, reason = self._n_predict, "context"
+    def write(self, *, n_predict: int = -1, **settings: Any) -> Generator[str, None, None]:
+        """The model's turn: pieces of text. The reverse prompt that ended it comes last, unless the prefix holds it.
+
+        n_predict: tokens of this turn, -1 for no limit; settings: those of Model.generate.
+        """
+        reason: StopReason | None = "context"
         while reason == "context":
             self._make_room(1)
-            written, shown = len(self.tokens), 0
             generation = self.context.model.generate(
-                self.tokens,
-                n_predict=left,
-                stop=self._reverse,
-                sampling=self._sampling,
-                ignore_eos=self._ignore_eos,
-                context=self.context,
-                observe=self._observe,
+                self.tokens, n_predict=n_predict, stop=self._reverse, context=self.context, **settings
             )
+            shown = 0
             try:
                 for piece in generation:
                     shown += len(piece)
                     yield piece
             finally:
                 self.tokens += generation.tokens
-                self.stop_reason = generation.stop_reason if generation.stop_reason else "interrupted"
-            reason = self.stop_reason
-            left -= len(self.tokens) - written if left >= 0 else 0
+                self.stop_reason = reason = generation.stop_reason or "interrupted"
+            if n_predict > 0:
+                n_predict -= len(generation.tokens)
         if reason == "stop":
             found = self._text(generation.tokens)[shown:]
             self._begun = next((stop for stop in self._reverse if found.startswith(stop) and stop in self._prefix), "")

@@ -49,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
             note(prompt_summary(model, tokens))
         context = model.context()
         if args.interactive or args.instruct:
-            return interactive.by_turns(args, context, prompt, tokens, sampling, trace)
+            return interactive.by_turns(args, context, tokens, sampling, trace)
         generation = model.generate(
             tokens,
             n_predict=args.n_predict,
             sampling=sampling,
-            stop=[interactive.text_of(text, args) for text in args.reverse_prompt],
+            stop=interactive.reverse_prompts(args),
             ignore_eos=args.ignore_eos,
             context=context,
             observe=trace,
