@@ -73,12 +73,10 @@ def convert(
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that a model may lie in: of a folder those that are not GGUF's, and all parts of a file in parts."""
-    if path.is_dir():
-        return [file for file in path.iterdir() if file.suffix != ".gguf"]
+    """The GGUF files that a model lies in: it may be in parts. Files of other kinds are never overwritten."""
     if in_parts := re.fullmatch(r"(.*)-\d{5}(-of-\d{5}\.gguf)", path.name):
         return list(path.parent.glob(f"{escape(in_parts[1])}-*{in_parts[2]}"))
-    return [path, *path.parent.glob(f"{escape(path.name)}.*")]  # ggml-model-q4_0.bin.1
+    return [path]
 
 
 class Changes:

@@ -21,8 +21,8 @@ class Interaction:
         interaction.read("Hello")
         for piece in interaction.write(): print(piece, end="")
 
-    When the context is full, the first n_keep tokens stay, and of the others the latest, as many as fill half of the
-    room that is left: llama.cpp's context swap. These are read anew, and the text goes on.
+    When the context is full, the first n_keep tokens stay, and of those after them the later half: llama.cpp's context
+    swap. That half is read anew, at its new places, and the text goes on.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Interaction:
         """
         reason: StopReason | None = "context"
         while reason == "context":
-            self._make_room(1)
+            self._swap(1)
             generation = self.context.model.generate(
                 self.tokens, n_predict=n_predict, stop=self._reverse, context=self.context, **settings
             )
@@ -97,18 +97,17 @@ class Interaction:
 
     def _add(self, text: str) -> None:
         new = self.context.model.tokenize(text, add_bos=False)
-        room = self.context.n_ctx - self._n_keep - 1
+        room = self.context.n_ctx - self._n_keep
         if len(new) > room:
             raise ContextFullError(
                 f"this has {len(new)} tokens, but the context has room for {room}: shorten it, or set n_ctx (-c) higher"
             )
-        self._make_room(len(new))
         self.tokens += new
+        self._swap(len(new))
 
-    def _make_room(self, n: int) -> None:
-        """For n more tokens, where they do not fit: the context swap."""
-        n_ctx = self.context.n_ctx
-        if len(self.tokens) + n <= n_ctx:
-            return
-        recent = min((n_ctx - self._n_keep) // 2, n_ctx - self._n_keep - n)
-        del self.tokens[self._n_keep : len(self.tokens) - recent]
+    def _swap(self, n_new: int) -> None:
+        """If the context cannot hold all tokens: those before the last n_new give way."""
+        n_ctx, n_keep, past = self.context.n_ctx, self._n_keep, len(self.tokens) - n_new
+        if past + n_new > n_ctx:
+            recent = min((past - n_keep) // 2, n_ctx - n_keep - n_new)
+            del self.tokens[n_keep : past - recent]

@@ -26,7 +26,7 @@ def warm_up(context: Context) -> None:
     def progress(items: list[Any], told: str) -> Iterable[Any]:
         if told == COMPILING and not sys.stderr.isatty():
             return _told_if_long(items)
-        bar: Iterable[Any] = tqdm(items, told, disable=None, delay=0.5, leave=False, unit="", ncols=_columns())
+        bar: Iterable[Any] = tqdm(items, told, disable=None, delay=0.5, leave=False, unit="", **_size())
         return bar
 
     context.warm_up(progress)
@@ -42,12 +42,12 @@ def _told_if_long(items: list[Any]) -> Iterator[Any]:
         yield item
 
 
-def _columns() -> int | None:
-    """80 on a terminal that says it is 0 columns wide, as some do; else tqdm asks by itself."""
+def _size() -> dict[str, int]:
+    """80 x 24 for a terminal that says it has no columns, as some do; else tqdm asks by itself."""
     try:
-        return None if os.get_terminal_size(sys.stderr.fileno()).columns else 80
+        return {} if os.get_terminal_size(sys.stderr.fileno()).columns else {"ncols": 80, "nrows": 24}
     except (OSError, ValueError):
-        return None
+        return {}
 
 
 def prompt_bar(n_tokens: int) -> Callable[[int], object]:
@@ -71,7 +71,7 @@ def file_bar(told: str) -> Iterator[Callable[[int, int], object]]:
     """A bar for a file that is being written; call what it gives with the bytes written, and how many it will have."""
     from tqdm import tqdm
 
-    with tqdm(desc=told, total=0, disable=None, delay=0.5, leave=False, unit="B", unit_scale=True, ncols=_columns()) as bar:
+    with tqdm(desc=told, total=0, disable=None, delay=0.5, leave=False, unit="B", unit_scale=True, **_size()) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -84,7 +84,7 @@ def estimate_bar(estimates: Iterable[Estimate]) -> Iterator[Estimate]:
     """A bar for a perplexity, a step for each window of the text, with the estimate so far."""
     from tqdm import tqdm
 
-    with tqdm(desc="reading the text", disable=None, leave=False, unit="window", ncols=_columns()) as bar:
+    with tqdm(desc="reading the text", disable=None, leave=False, unit="window", **_size()) as bar:
         for estimate in estimates:
             bar.total = estimate.n_windows
             bar.set_postfix_str(f"PPL = {estimate.perplexity:.4f}", refresh=False)

@@ -216,7 +216,7 @@ class _Header:
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            raise self.error(f"{self.part} has the name {raw!r}, which is not UTF-8; the file is damaged") from None
+            raise self.error(f"{self.part} has the name {raw[:80]!r}, which is not UTF-8; the file is damaged") from None
 
     def value(self, value_type: int, depth: int = 0) -> Any:
         if value_type in NUMBER_TYPES:

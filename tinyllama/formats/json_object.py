@@ -23,8 +23,10 @@ def parse_object(text: bytes | memoryview, source: str) -> dict[str, Any]:
         value = json.loads(str(text, "utf-8"), object_pairs_hook=_without_doubles)
     except RecursionError:
         raise FormatError(f"{source}: the JSON is nested too deeply; the file is damaged") from None
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise FormatError(f"{source}: this is not sound JSON: {str(error)[:200]}; download it again") from None
+    except json.JSONDecodeError as error:
+        raise FormatError(f"{source}: this is not sound JSON: {error.msg} at character {error.pos}; download it again") from None
+    except ValueError:  # bytes that are no UTF-8, a number of thousands of digits
+        raise FormatError(f"{source}: this is not sound JSON; the file is damaged: download it again") from None
     if not isinstance(value, dict):
         raise FormatError(f"{source}: the JSON holds no object; the file is damaged")
     return value

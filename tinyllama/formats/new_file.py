@@ -18,7 +18,8 @@ Write = Callable[[Any], object]  # takes bytes or a contiguous array
 def check_target(path: Path, sources: list[Path], *, force: bool) -> None:
     """May a file be written there? Asked before any work is done.
 
-    OptionError: its folder is missing, it is a folder, it is one of the files read, or it is there and `force` is off.
+    OptionError: its folder is missing, it is no regular file, it is one of the files read, or it is there and `force` is off.
+    And a file that is not GGUF is never overwritten: a model's shards, config and vocabulary lie beside each other.
     """
     if not path.parent.is_dir():
         raise OptionError(f"cannot write {path}: there is no folder {path.parent}")
@@ -30,8 +31,18 @@ def check_target(path: Path, sources: list[Path], *, force: bool) -> None:
         with suppress(OSError):  # a source that is not there is another sentence's matter
             if path.samefile(source):
                 raise OptionError(f"cannot write {path}: it is the file that is read; name another")
+    if path.exists() and not path.is_file():
+        raise OptionError(f"cannot write {path}: it is a device, a pipe or the like; name a file")
     if not force:
         raise OptionError(f"{path} exists: name another file, or overwrite it with --force")
+    if path.exists() and not _may_be_lost(path):
+        raise OptionError(f"cannot write {path}: what is there is no GGUF file, and only such are overwritten; name another file")
+
+
+def _may_be_lost(path: Path) -> bool:
+    """Is it a GGUF file, or an empty one?"""
+    with _told(path), path.open("rb") as file:
+        return file.read(4) in (b"GGUF", b"")
 
 
 @contextmanager
@@ -41,11 +52,12 @@ def new_file(path: Path, nbytes: int, *, force: bool = False) -> Iterator[Write]
     OptionError: `check_target`'s reasons, no room on the disk, or a folder that cannot be written.
     """
     check_target(path, [], force=force)
+    path = Path(os.path.realpath(path))  # of a link the file that it leads to
     with suppress(OSError):
         free = shutil.disk_usage(path.parent).free
         if free < nbytes:
             raise OptionError(f"cannot write {path}: it takes {nbytes:,} bytes, and its disk has {free:,} free")
-    started = path.with_name(f".{secrets.token_hex(8)}.partial")  # in the same folder: a rename does not leave a disk
+    started = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")  # in the same folder: a rename does not leave a disk
     with _told(path):
         file = started.open("xb")
 

@@ -134,7 +134,7 @@ class PickleMachine:
         if full not in self._known:
             raise FormatError(
                 f"{self._path}: the pickle in this file asks for {full[:200]!r}, which is no part of a tensor; only "
-                "tensors of float32, float16 and bfloat16 are read, and anything else in a pickle may be an attack"
+                "tensors of float32, float16 and bfloat16 are read; anything else is another model, or an attack"
             )
         return self._known[full]
 
