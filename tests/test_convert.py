@@ -151,7 +151,7 @@ def test_places_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     source = tmp_path / "in.gguf"
     source.write_bytes((TINY / "llama-mha.gguf").read_bytes())
     before = source.read_bytes()
-    (tmp_path / "old.gguf").write_bytes(b"precious")
+    (tmp_path / "old.gguf").write_bytes(b"GGUF precious")
     assert "exists: name another file, or overwrite it with --force" in refused(capsys, source, tmp_path / "old.gguf")
     assert "it is the file that is read" in refused(capsys, source, source, "--force")
     (tmp_path / "link.gguf").symlink_to(source)
@@ -159,7 +159,7 @@ def test_places_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "there is no folder" in refused(capsys, source, tmp_path / "nowhere" / "out.gguf")
     assert "it is a folder" in refused(capsys, source, tmp_path, "--force")
     assert "no model" in refused(capsys, tmp_path / "missing.gguf", tmp_path / "out.gguf")
-    assert (tmp_path / "old.gguf").read_bytes() == b"precious"
+    assert (tmp_path / "old.gguf").read_bytes() == b"GGUF precious"
     assert source.read_bytes() == before
     assert convert(source, tmp_path / "old.gguf", "--force") == 0
     assert len(list(tmp_path.iterdir())) == 3
@@ -167,8 +167,8 @@ def test_places_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_part_of_the_model_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_ggml(tmp_path / "old.bin", TinyLlama(), GGJT2)
-    (tmp_path / "old.bin.1").touch()
-    assert "it is the file that is read" in refused(capsys, tmp_path / "old.bin", tmp_path / "old.bin.1", "--force")
+    (tmp_path / "old.bin.1").write_bytes(b"a part")
+    assert "it is no GGUF file" in refused(capsys, tmp_path / "old.bin", tmp_path / "old.bin.1", "--force")
 
 
 @pytest.mark.parametrize(

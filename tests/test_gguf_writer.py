@@ -173,19 +173,42 @@ def test_an_error_midway_leaves_nothing(error: BaseException, tmp_path: Path) ->
 
 def test_an_error_midway_leaves_the_old_file(tmp_path: Path) -> None:
     old = tmp_path / "old.gguf"
-    old.write_bytes(b"precious")
+    old.write_bytes(b"GGUF precious")
     with pytest.raises(FormatError):
         write_gguf(old, {}, [failing(FormatError("damaged"))], force=True)
     assert list(tmp_path.iterdir()) == [old]
-    assert old.read_bytes() == b"precious"
+    assert old.read_bytes() == b"GGUF precious"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with names")
+def test_what_is_no_gguf_file_is_never_overwritten(tmp_path: Path) -> None:
+    """A model's other files lie beside it; and a device would become a file."""
+    config, pipe = tmp_path / "config.json", tmp_path / "pipe"
+    config.write_bytes(b"{}")
+    os.mkfifo(pipe)
+    for path, told in ((config, "no GGUF file"), (pipe, "a device, a pipe or the like")):
+        with pytest.raises(OptionError, match=told):
+            write_gguf(path, {}, [one_chunk("first", ROWS)], force=True)
+    assert config.read_bytes() == b"{}"
+    assert pipe.is_fifo()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right on Windows")
+def test_a_link_leads_to_the_file_that_is_written(tmp_path: Path) -> None:
+    link, target = tmp_path / "link.gguf", tmp_path / "target.gguf"
+    target.touch()
+    link.symlink_to(target)
+    write_gguf(link, {}, [one_chunk("first", ROWS)], force=True)
+    assert link.is_symlink()
+    assert np.array_equal(gguf.GGUFReader(target).tensors[0].data, ROWS)
 
 
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     old = tmp_path / "old.gguf"
-    old.write_bytes(b"precious")
+    old.write_bytes(b"GGUF precious")
     with pytest.raises(OptionError, match=r"old\.gguf exists: name another file, or overwrite it with --force"):
         write_gguf(old, {}, [one_chunk("first", ROWS)])
-    assert old.read_bytes() == b"precious"
+    assert old.read_bytes() == b"GGUF precious"
     write_gguf(old, {}, [one_chunk("first", ROWS)], force=True)
     assert np.array_equal(gguf.GGUFReader(old).tensors[0].data, ROWS)
 

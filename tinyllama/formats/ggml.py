@@ -20,8 +20,8 @@ from .file_bytes import Check, file_bytes, nothing_to_check
 from .ggml_blocks import halves_from_pairs
 from .ggml_file import GgmlFile, Place
 from .ggml_parts import joined, scan_parts
-from .joined_rows import Rows
 from .ggml_vocabulary import vocabulary
+from .joined_rows import Rows
 from .model_file import ModelFile
 
 NAMES = {"tok_embeddings.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "output.weight": "output.weight"}

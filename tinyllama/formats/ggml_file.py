@@ -156,7 +156,9 @@ class _Reader:
             if value < (0 if name == "ftype" else 1):
                 raise self.error(f"{name} is {value}; the file is damaged: download it again")
         if sizes.n_embd % sizes.n_head:
-            raise self.error(f"n_embd = {sizes.n_embd} is no multiple of n_head = {sizes.n_head}; the file is damaged, or no LLaMA")
+            raise self.error(
+                f"n_embd = {sizes.n_embd} is no multiple of n_head = {sizes.n_head}; the file is damaged, or no LLaMA"
+            )
         return sizes
 
     def tokens(self, n_vocab: int, *, scored: bool) -> tuple[list[bytes], list[float]]:

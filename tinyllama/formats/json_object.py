@@ -24,7 +24,9 @@ def parse_object(text: bytes | memoryview, source: str) -> dict[str, Any]:
     except RecursionError:
         raise FormatError(f"{source}: the JSON is nested too deeply; the file is damaged") from None
     except json.JSONDecodeError as error:
-        raise FormatError(f"{source}: this is not sound JSON: {error.msg} at character {error.pos}; download it again") from None
+        raise FormatError(
+            f"{source}: this is not sound JSON: {error.msg} at character {error.pos}; download it again"
+        ) from None
     except ValueError:  # bytes that are no UTF-8, a number of thousands of digits
         raise FormatError(f"{source}: this is not sound JSON; the file is damaged: download it again") from None
     if not isinstance(value, dict):

@@ -36,7 +36,7 @@ def check_target(path: Path, sources: list[Path], *, force: bool) -> None:
     if not force:
         raise OptionError(f"{path} exists: name another file, or overwrite it with --force")
     if path.exists() and not _may_be_lost(path):
-        raise OptionError(f"cannot write {path}: what is there is no GGUF file, and only such are overwritten; name another file")
+        raise OptionError(f"cannot write {path}: it is no GGUF file, and only such are overwritten; name another")
 
 
 def _may_be_lost(path: Path) -> bool:
@@ -57,7 +57,9 @@ def new_file(path: Path, nbytes: int, *, force: bool = False) -> Iterator[Write]
         free = shutil.disk_usage(path.parent).free
         if free < nbytes:
             raise OptionError(f"cannot write {path}: it takes {nbytes:,} bytes, and its disk has {free:,} free")
-    started = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")  # in the same folder: a rename does not leave a disk
+    started = path.with_name(
+        f".{path.name[:200]}.{secrets.token_hex(4)}.partial"
+    )  # in the same folder: a rename does not leave a disk
     with _told(path):
         file = started.open("xb")
 
