@@ -13,6 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from commands import refused, tensors
 from gguf import GGMLQuantizationType as Q
 from writers.ggml import GGJT2, quantized, write_ggml
 from writers.tiny import TinyLlama, write_gguf
@@ -29,23 +30,10 @@ def convert(*argv: str | Path) -> int:
     return main(["convert", *map(str, argv)])
 
 
-def refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
-    """The one line that is told."""
-    assert convert(*argv) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
-
-
 def metadata(path: Path) -> dict[str, tuple[list[gguf.GGUFValueType], Any]]:
     """Types and value by key; those of the file's layout and the two that say how weights are stored left out."""
     fields = gguf.GGUFReader(path).fields
     return {key: (f.types, f.contents()) for key, f in fields.items() if not key.startswith("GGUF.") and key not in OURS}
-
-
-def tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
-    return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
 
 @pytest.mark.parametrize("outtype", FILE_TYPES)
@@ -152,13 +140,15 @@ def test_places_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     source.write_bytes((TINY / "llama-mha.gguf").read_bytes())
     before = source.read_bytes()
     (tmp_path / "old.gguf").write_bytes(b"GGUF precious")
-    assert "exists: name another file, or overwrite it with --force" in refused(capsys, source, tmp_path / "old.gguf")
-    assert "it is the file that is read" in refused(capsys, source, source, "--force")
+    assert "exists: name another file, or overwrite it with --force" in refused(
+        capsys, "convert", source, tmp_path / "old.gguf"
+    )
+    assert "it is the file that is read" in refused(capsys, "convert", source, source, "--force")
     (tmp_path / "link.gguf").symlink_to(source)
-    assert "it is the file that is read" in refused(capsys, source, tmp_path / "link.gguf", "--force")
-    assert "there is no folder" in refused(capsys, source, tmp_path / "nowhere" / "out.gguf")
-    assert "it is a folder" in refused(capsys, source, tmp_path, "--force")
-    assert "no model" in refused(capsys, tmp_path / "missing.gguf", tmp_path / "out.gguf")
+    assert "it is the file that is read" in refused(capsys, "convert", source, tmp_path / "link.gguf", "--force")
+    assert "there is no folder" in refused(capsys, "convert", source, tmp_path / "nowhere" / "out.gguf")
+    assert "it is a folder" in refused(capsys, "convert", source, tmp_path, "--force")
+    assert "no model" in refused(capsys, "convert", tmp_path / "missing.gguf", tmp_path / "out.gguf")
     assert (tmp_path / "old.gguf").read_bytes() == b"GGUF precious"
     assert source.read_bytes() == before
     assert convert(source, tmp_path / "old.gguf", "--force") == 0
@@ -168,7 +158,7 @@ def test_places_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_part_of_the_model_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_ggml(tmp_path / "old.bin", TinyLlama(), GGJT2)
     (tmp_path / "old.bin.1").write_bytes(b"a part")
-    assert "it is no GGUF file" in refused(capsys, tmp_path / "old.bin", tmp_path / "old.bin.1", "--force")
+    assert "it is no GGUF file" in refused(capsys, "convert", tmp_path / "old.bin", tmp_path / "old.bin.1", "--force")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +169,7 @@ def test_weights_that_no_file_should_have(weight: float, told: str, tmp_path: Pa
     tiny = TinyLlama()
     tiny.weights["blk.1.ffn_up.weight"][3, 4] = weight
     write_gguf(tmp_path / "in.gguf", tiny)
-    said = refused(capsys, tmp_path / "in.gguf", tmp_path / "out.gguf", "--outtype", "f16")
+    said = refused(capsys, "convert", tmp_path / "in.gguf", tmp_path / "out.gguf", "--outtype", "f16")
     assert "blk.1.ffn_up.weight holds a weight" in said
     assert told in said
     assert not (tmp_path / "out.gguf").exists()

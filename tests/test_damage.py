@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,12 +16,12 @@ TINY = Path(__file__).parent / "data" / "tiny"
 ALLOWED = 64 << 20  # bytes beyond the file's size
 
 
-def use(path: Path) -> None:
-    """All that a run does with a model."""
+def use(path: Path, **settings: Any) -> None:
+    """All that a run does with a model, loaded with these settings."""
     told = ""
     tracemalloc.start()
     try:
-        model = Model.load(path)
+        model = Model.load(path, **settings)
         list(model.generate("Hello world", n_predict=2, seed=1))
         model.detokenize(model.tokenize("<s> ½ 🦙", add_bos=True), special=True)
     except TinyLlamaError as error:

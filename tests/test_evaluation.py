@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ops.errors import OptionError
 from tinyllama import Model
@@ -109,11 +110,16 @@ def test_sequences_that_begin_alike_score_as_if_alone(tiny):
             assert greedy == expected_greedy
 
 
-def test_a_shared_beginning_is_read_once(tiny):
+def test_a_shared_beginning_is_read_once(tiny, monkeypatch):
     """The tokens read are those of the tree that the sequences make, and no more."""
     context = tiny.context(n_ctx=400)
     read, evaluate = [], context.eval
-    context.eval = lambda tokens, *args, **kwargs: read.append(len(tokens)) or evaluate(tokens, *args, **kwargs)  # type: ignore
+
+    def counted(tokens: list[int], logits: Literal["last", "all"] = "last") -> NDArray[np.float32]:
+        read.append(len(tokens))
+        return evaluate(tokens, logits)
+
+    monkeypatch.setattr(context, "eval", counted)
     scorer, prompt = Scorer(context), list(range(10, 60))
     for continuation in ([3, 4, 5], [3, 4, 6], [7], [8], [9, 10]):
         scorer.score(prompt + continuation, len(continuation))

@@ -13,6 +13,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from commands import refused, tensors
 from gguf import GGMLQuantizationType as Q
 from writers.tiny import TinyLlama, write_gguf
 
@@ -28,19 +29,6 @@ STEPS = {Q.Q4_0: 1 / 8, Q.Q5_0: 1 / 16, Q.Q4_K: 1 / 7.5, Q.Q5_K: 1 / 15.5, Q.Q6_
 
 def quantize(*argv: str | Path) -> int:
     return main(["quantize", *map(str, argv)])
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
-    """The one line that is told."""
-    assert quantize(*argv) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
-
-
-def tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
-    return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +113,7 @@ def test_from_half_precision(stored: Q, model: TinyLlama, tmp_path: Path) -> Non
 
 def test_what_is_quantised_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = TINY / "llama-q.gguf", tmp_path / "out.gguf"
-    told = refused(capsys, source, out, "Q4_0")
+    told = refused(capsys, "quantize", source, out, "Q4_0")
     assert re.search(
         r"llama-q\.gguf: \S+ is quantised already \(Q\d_\w\): quantise the F16 or F32 file .* --allow-requantize$", told
     )
@@ -141,15 +129,15 @@ def test_what_is_quantised_already(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_what_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.gguf"
-    assert "no type 'Q3' to quantise to: choose one of F32, F16" in refused(capsys, source, out, "Q3")
+    assert "no type 'Q3' to quantise to: choose one of F32, F16" in refused(capsys, "quantize", source, out, "Q3")
     before = source.read_bytes()
-    assert "it is the file that is read" in refused(capsys, source, source, "Q4_0", "--force")
+    assert "it is the file that is read" in refused(capsys, "quantize", source, source, "Q4_0", "--force")
     assert source.read_bytes() == before
-    assert "there is no folder" in refused(capsys, source, tmp_path / "nowhere" / "out.gguf", "Q4_0")
+    assert "there is no folder" in refused(capsys, "quantize", source, tmp_path / "nowhere" / "out.gguf", "Q4_0")
     vocabulary = Path(__file__).parent / "data" / "vocab" / "ggml-vocab-llama-spm.gguf"
-    assert "token_embd.weight" in refused(capsys, vocabulary, out, "Q4_0")
+    assert "token_embd.weight" in refused(capsys, "quantize", vocabulary, out, "Q4_0")
     out.write_bytes(b"precious")
-    assert "exists: name another file, or overwrite it with --force" in refused(capsys, source, out, "Q4_0")
+    assert "exists: name another file, or overwrite it with --force" in refused(capsys, "quantize", source, out, "Q4_0")
     assert out.read_bytes() == b"precious"
     assert list(tmp_path.iterdir()) == [out]
 
@@ -159,7 +147,7 @@ def test_damaged_weights_leave_no_file(tmp_path: Path, capsys: pytest.CaptureFix
     tiny.weights["output.weight"][-1, -1] = np.nan  # the last of all: the others are written by then
     write_gguf(tmp_path / "in.gguf", tiny)
     assert "output.weight holds a weight that is infinite or no number" in refused(
-        capsys, tmp_path / "in.gguf", tmp_path / "out.gguf", "Q8_0"
+        capsys, "quantize", tmp_path / "in.gguf", tmp_path / "out.gguf", "Q8_0"
     )
     assert [file.name for file in tmp_path.iterdir()] == ["in.gguf"]
 

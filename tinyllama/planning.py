@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from backends.base import Backend, Buffer, Device, Options
 from backends.device import launches, products  # noqa: F401  (they fill the table)
 from backends.device.launch import covers
-from backends.device.plan import scratch
+from backends.device.plan import scratch_bytes
 from backends.numpy.weights import free_memory
 from backends.registry import get_backend
 from ops.errors import BackendError
@@ -56,9 +56,7 @@ class OnPaper(Backend):
         return partial(_nothing_runs, op) if covers(op) else None
 
     def scratch_bytes(self, graph: Graph, sizes: Mapping[str, int]) -> int:
-        graph = self.fused(graph)
-        inputs = [v for v in graph.leaves.values() if any(isinstance(d, str) and d != "C" for d in v.shape)]
-        return sum(scratch(graph, inputs, sizes).sizes)
+        return scratch_bytes(self.fused(graph), sizes)
 
 
 def _nothing_runs(op: Op, *operands: Any, **attrs: Any) -> Buffer:
@@ -112,10 +110,11 @@ class MemoryPlan:
         free = self.device.memory_free()
         return free is None or self.on_device.total <= free
 
-    def on_host(self, budget: int | None = None) -> HostNeeds:
+    def on_host(self, budget: int | None = None, tokenizer: Tokenizer | None = None) -> HostNeeds:
         """What numpy's layers take: weights in float32 as far as the budget (bytes) goes, the others as they are mapped.
 
-        budget: None for what a run would take now, most of the memory that is free.
+        budget: None for what a run would take now, most of the memory that is free; tokenizer: the model's, if there is one
+        already, since its tables count too.
         """
         built, host = self.demand.built, [backend for backend in self.placement.backends if not is_device(backend)]
         parts = [(backend, part) for backend, part in self.placement.parts(built.graph) if backend in host]
@@ -138,7 +137,7 @@ class MemoryPlan:
             kv_cache=sum(n for name, n in self._caches().items() if self._backend_of(name) in host),
             scratch=sum(backend.scratch_bytes(part, self.demand.sizes) for backend, part in parts),
             mapped=mapped,
-            program=program_bytes(self.file),
+            program=program_bytes(self.file, tokenizer),
         )
 
     def kv_bytes(self, type: str) -> int:
@@ -154,12 +153,14 @@ class MemoryPlan:
         return self.placement.layers[cache_shapes(self.demand.built.graph)[cache][0]]
 
 
-def program_bytes(file: ModelFile) -> int:
+def program_bytes(file: ModelFile, tokenizer: Tokenizer | None = None) -> int:
     """What Python, the libraries and the vocabulary take, measured: this process has just loaded what a run would load."""
     from . import model  # noqa: F401  (a run imports all of it)
 
-    if "tokenizer.ggml.tokens" in file.metadata:
-        Tokenizer.from_metadata(file.metadata).encode("a")
+    if tokenizer is None and "tokenizer.ggml.tokens" in file.metadata:
+        tokenizer = Tokenizer.from_metadata(file.metadata)
+    if tokenizer is not None:
+        tokenizer.encode("a")  # which makes its tables
     return peak_resident() or 0
 
 

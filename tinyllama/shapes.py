@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ops.blocks import FORMATS
+from ops.blocks.ggjt import WITH_FLOAT32_SCALES
 from ops.errors import OptionError
 from ops.tensor import Tensor
 
@@ -61,9 +62,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "falcon-180b": falcon(14848, 80, 232, 8),
 }
 # Blocks of ggjt v2, May 2023: their scales were float32. K-quants came later.
-OF_GGJT2 = {
-    "F32": "F32", "F16": "F16", "Q4_0": "Q4_0_F32", "Q4_1": "Q4_1_F32", "Q5_0": "Q5_0", "Q5_1": "Q5_1", "Q8_0": "Q8_0_F32",
-}  # fmt: skip
+OF_GGJT2 = {"F32": "F32", "F16": "F16", "Q5_0": "Q5_0", "Q5_1": "Q5_1", **WITH_FLOAT32_SCALES}
 FILE_FORMATS = ("gguf", "ggjt2")
 ONE_NORM = ("falcon-7b",)  # for attention and MLP both; the larger Falcons have one for each
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name

@@ -80,7 +80,8 @@ def _host_memory_told(model: Model) -> str:
     """What the layers that no device has will take: weights as they are multiplied, pages of the file, scratch; KV cache."""
     budgets = [backend.weights.budget for backend in model.placement.backends if isinstance(backend, Numpy)]
     device = model.backend if is_device(model.backend) else OnPaper()
-    needs = MemoryPlan(model.file, model.demand, model.placement, device, 0).on_host(min(budgets, default=0))
+    tokenizer = model.tokenizer if "tokenizer.ggml.tokens" in model.metadata else None
+    needs = MemoryPlan(model.file, model.demand, model.placement, device, 0).on_host(min(budgets, default=0), tokenizer)
     read = 0 if model.file.mapped else model.file.nbytes
     return f"{mib(needs.total - needs.kv_cache + read)} (+ {mib(needs.kv_cache)} per context)"
 

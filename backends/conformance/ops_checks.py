@@ -10,9 +10,8 @@ from .check import CHECKS, Check, Draws
 from .judge import check_case
 from .strategies import cases, dtypes
 
-SECOND_FORM = (
-    30  # cases of a format that differs from another one in the type of its scales: Q4_0_F32, which GGUF does not know
-)
+# Cases of a format that differs from another one in the type of its scales only, such as Q4_0_F32, which GGUF does not know.
+SECOND_FORM = 30
 
 
 def declare() -> None:

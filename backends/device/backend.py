@@ -19,7 +19,7 @@ from ..base import Backend, Buffer, Options, Plan
 from . import launches, products  # noqa: F401  (they fill the table)
 from .array import DeviceArray, DeviceWeight, Part
 from .launch import TABLE, Launch, covers
-from .plan import DevicePlan, scratch
+from .plan import DevicePlan, scratch_bytes
 from .runtime import Runtime
 
 Operand = DeviceArray | DeviceWeight
@@ -96,9 +96,7 @@ class DeviceBackend(Backend):
         return self.runtime.used()
 
     def scratch_bytes(self, graph: Graph, sizes: Mapping[str, int]) -> int:
-        graph = self.fused(graph)
-        inputs = [v for v in graph.leaves.values() if any(isinstance(d, str) and d != "C" for d in v.shape)]
-        return sum(scratch(graph, inputs, sizes).sizes)
+        return scratch_bytes(self.fused(graph), sizes)
 
     # Kernels
 

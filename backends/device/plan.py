@@ -208,6 +208,12 @@ def scratch(graph: Graph, inputs: Sequence[Value], sizes: Sizes) -> Shared:
     )
 
 
+def scratch_bytes(graph: Graph, sizes: Sizes) -> int:
+    """Bytes of these buffers, for a graph that is fused and whose inputs are the leaves that differ from step to step."""
+    inputs = [v for v in graph.leaves.values() if any(isinstance(d, str) and d != "C" for d in v.shape)]
+    return sum(scratch(graph, inputs, sizes).sizes)
+
+
 def _own_values(graph: Graph, inputs: Iterable[Value]) -> list[Value]:
     """The values that need memory of the plan's: inputs, and results that are no views."""
     return [*inputs, *(n.output for n in graph.nodes if not n.op.view_of)]

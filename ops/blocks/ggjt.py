@@ -12,6 +12,8 @@ import numpy as np
 from .block import Bytes, Floats, block_format
 from .legacy import nibbles
 
+WITH_FLOAT32_SCALES = {"Q4_0": "Q4_0_F32", "Q4_1": "Q4_1_F32", "Q8_0": "Q8_0_F32"}  # a name of ggml's -> what it meant then
+
 
 @block_format("Q4_0_F32", ggml_type=None, block_size=32, block_bytes=20)
 def q4_0_f32(blocks: Bytes) -> Floats:

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ops.blocks import BY_GGML_TYPE, FORMATS, BlockFormat
+from ops.blocks.ggjt import WITH_FLOAT32_SCALES
 from ops.errors import FormatError
 
-WITH_FLOAT32_SCALES = {2: "Q4_0_F32", 3: "Q4_1_F32", 8: "Q8_0_F32"}  # by ggml's number of the type
 SINCE_ALWAYS = (0, 1, 6, 7)  # F32, F16, Q5_0, Q5_1
+SCALES_CHANGED = (2, 3, 8)  # Q4_0, Q4_1, Q8_0
 OF_FOUR_AND_FIVE_BITS = (2, 3, 6, 7)
 K_QUANTS = (10, 11, 12, 13, 14)
 GONE = {4: "Q4_2", 5: "Q4_3"}
@@ -44,9 +45,9 @@ def stored_as(number: int, ggjt_version: int, path: Path, tensor: str) -> Stored
             f"{path}: tensor {tensor!r} is {GONE[number]}, which existed for some weeks of spring 2023 and is not read; "
             "quantise the f16 file of this model again, to Q4_0, Q5_0 or Q8_0"
         )
-    if number in WITH_FLOAT32_SCALES and ggjt_version < 3:
-        format = FORMATS[WITH_FLOAT32_SCALES[number]]
-    elif number in SINCE_ALWAYS or (ggjt_version == 3 and number in (*WITH_FLOAT32_SCALES, *K_QUANTS)):
+    if number in SCALES_CHANGED and ggjt_version < 3:
+        format = FORMATS[WITH_FLOAT32_SCALES[BY_GGML_TYPE[number].name]]
+    elif number in SINCE_ALWAYS or (ggjt_version == 3 and number in (*SCALES_CHANGED, *K_QUANTS)):
         format = BY_GGML_TYPE[number]
     else:
         raise FormatError(f"{path}: tensor {tensor!r} has type {number}, which files of this version lack; it is damaged")

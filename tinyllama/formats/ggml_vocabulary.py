@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # of tokenizer.ggml.token_type in GGUF's specification
-SPECIAL = {0: (UNKNOWN, "<unk>"), 1: (CONTROL, "<s>"), 2: (CONTROL, "</s>")}
+from ..tokenizer.sentencepiece import SPACE
+from ..tokenizer.token_kinds import TokenKind
+
+# LLaMA's first tokens
+SPECIAL = {0: ("<unk>", TokenKind.UNKNOWN), 1: ("<s>", TokenKind.CONTROL), 2: ("</s>", TokenKind.CONTROL)}
 FIRST_BYTE, FIRST_NORMAL = 3, 259
-SPACE = "\u2581"  # how SentencePiece writes one
 NO_CHARACTER = "\ufffd".encode()  # what the first converter, which asked for each token's text, got for half a character
 LAST_TO_MERGE = -1e9
 
 
 def vocabulary(texts: Sequence[bytes], scores: Sequence[float]) -> dict[str, Any]:
     """tokenizer.ggml.*; bytes that are no UTF-8 become lone surrogates. Without scores, LLaMA's own are filled in."""
-    kinds, tokens = zip(*(_token(id, text) for id, text in enumerate(texts)), strict=True)
+    tokens, kinds = zip(*(_token(id, text) for id, text in enumerate(texts)), strict=True)
     if not scores:
         scores = [_score_of_llama(id, token) for id, token in enumerate(tokens)]
     return {
@@ -36,15 +38,15 @@ def vocabulary(texts: Sequence[bytes], scores: Sequence[float]) -> dict[str, Any
     }
 
 
-def _token(id: int, text: bytes) -> tuple[int, str]:
-    """Kind and text of a token."""
+def _token(id: int, text: bytes) -> tuple[str, TokenKind]:
+    """Text and kind of a token."""
     if id in SPECIAL:
         return SPECIAL[id]
     if not text:
-        return CONTROL, ""
+        return "", TokenKind.CONTROL
     if FIRST_BYTE <= id < FIRST_NORMAL and (len(text) == 1 or text == NO_CHARACTER):
-        return BYTE, f"<0x{text[0] if len(text) == 1 else id - FIRST_BYTE:02X}>"
-    return NORMAL, text.decode("utf-8", "surrogateescape").replace(" ", SPACE)
+        return f"<0x{text[0] if len(text) == 1 else id - FIRST_BYTE:02X}>", TokenKind.BYTE
+    return text.decode("utf-8", "surrogateescape").replace(" ", SPACE), TokenKind.NORMAL
 
 
 def _score_of_llama(id: int, token: str) -> float:

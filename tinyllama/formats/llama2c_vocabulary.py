@@ -19,10 +19,10 @@ from ops.errors import FormatError
 
 from ..tokenizer.sentencepiece import SPACE
 from ..tokenizer.token_kinds import TokenKind
+from .ggml_vocabulary import SPECIAL
 
 MAX_BYTES = 2**24
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
-SPECIAL = {0: ("<unk>", TokenKind.UNKNOWN), 1: ("<s>", TokenKind.CONTROL), 2: ("</s>", TokenKind.CONTROL)}
 
 
 def vocabulary(model: Path, n_vocab: int) -> dict[str, Any]:
