@@ -152,15 +152,16 @@ def test_damaged_weights_leave_no_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert [file.name for file in tmp_path.iterdir()] == ["in.gguf"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a single process")
-def test_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to a single process")
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_kill(sent: signal.Signals, code: int, tmp_path: Path) -> None:
     write_gguf(tmp_path / "in.gguf", TinyLlama(n_embd=1024, n_ff=4096, n_layer=6))  # K-quants of it take seconds
     command = [sys.executable, "-m", "tinyllama", "quantize", tmp_path / "in.gguf", tmp_path / "out.gguf", "Q5_K_M"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until = time.monotonic() + 60
     while not (list(tmp_path.glob(".*.partial")) or process.poll() is not None or time.monotonic() > until):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, b"", b"")
+    assert (process.returncode, out, err) == (code, b"", b"")
     assert [file.name for file in tmp_path.iterdir()] == ["in.gguf"]

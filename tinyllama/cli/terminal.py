@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,8 +26,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def guarded(command: Callable[[], int], name: str) -> int:
-    """Run a command: what a user can cause becomes a sentence on stderr, Ctrl-C and a closed pipe end it quietly."""
+    """Run a command: what a user can cause becomes a sentence on stderr; Ctrl-C, `kill` and a closed pipe end it quietly."""
     _open_streams()
+    _unwind_when_killed()
     try:
         code = command()
         sys.stdout.flush()
@@ -51,6 +53,19 @@ def guarded(command: Callable[[], int], name: str) -> int:
 def _told(name: str, sentence: str) -> int:
     print(f"{name}: {printable(sentence)}", file=sys.stderr)
     return 1
+
+
+def _unwind_when_killed() -> None:
+    """`kill`, `timeout` and a closed terminal end the program as Ctrl-C does: what is half written goes."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
+            with suppress(ValueError):  # only a program's main thread may
+                signal.signal(number, _end)
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _open_streams() -> None:

@@ -7,8 +7,9 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ops.errors import OptionError
 
@@ -54,21 +55,16 @@ def new_file(path: Path, nbytes: int, *, force: bool = False) -> Iterator[Write]
     check_target(path, [], force=force)
     path = Path(os.path.realpath(path))  # of a link the file that it leads to
     with suppress(OSError):
-        free = shutil.disk_usage(path.parent).free
-        if free < nbytes:
-            raise OptionError(f"cannot write {path}: it takes {nbytes:,} bytes, and its disk has {free:,} free")
-    started = path.with_name(
-        f".{path.name[:200]}.{secrets.token_hex(4)}.partial"
-    )  # in the same folder: a rename does not leave a disk
-    with _told(path):
-        file = started.open("xb")
-
-    def write(data: Any) -> None:
+        disk = shutil.disk_usage(path.parent)
+        if disk.total and disk.free < nbytes:  # a total of 0: no disk, such as /proc, which has a sentence of its own
+            raise OptionError(f"cannot write {path}: it takes {nbytes:,} bytes, and its disk has {disk.free:,} free")
+    # in the same folder: a rename does not leave a disk
+    started = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")
+    file: BinaryIO | None = None
+    try:  # from before the file is there: Ctrl-C may come as soon as it is
         with _told(path):
-            file.write(data)
-
-    try:
-        yield write
+            file = started.open("xb")
+        yield partial(_write, path, file)
         with _told(path):
             file.flush()
             os.fsync(file.fileno())
@@ -77,11 +73,17 @@ def new_file(path: Path, nbytes: int, *, force: bool = False) -> Iterator[Write]
         with _told(path):
             os.replace(started, path)
     except BaseException:  # Ctrl-C too
-        with suppress(OSError):  # closing writes what is buffered, which a full disk refuses once more
-            file.close()
+        if file is not None:
+            with suppress(OSError):  # closing writes what is buffered, which a full disk refuses once more
+                file.close()
         with suppress(OSError):
             started.unlink()
         raise
+
+
+def _write(path: Path, file: BinaryIO, data: Any) -> None:
+    with _told(path):
+        file.write(data)
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""A new file is there whole or not at all, wherever Ctrl-C comes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from ops.errors import OptionError
+from tinyllama.formats import new_file as module
+
+CODE = (module.__file__, contextlib.__file__)
+
+
+def interrupted_at(n: int, path: Path) -> bool:
+    """Write a file, with Ctrl-C before the nth line of what writes it. Did it get so far?"""
+    lines = count()
+    came = False
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal came
+        if frame.f_code.co_filename not in CODE or came:
+            return None
+        if event == "line" and next(lines) == n:
+            came = True
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        with module.new_file(path, 3) as write:
+            write(b"abc")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return came
+
+
+def test_ctrl_c_before_every_line(tmp_path: Path) -> None:
+    whole = 0
+    for n in count():
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        came = interrupted_at(n, folder / "out")
+        held = {file.name: file.read_bytes() for file in folder.iterdir()}
+        assert held in ({}, {"out": b"abc"}), f"Ctrl-C before line {n}"
+        whole += bool(held)
+        if not came:
+            break
+    assert n > 20  # the lines are really seen
+    assert 0 < whole < n  # some came before the file's renaming, some after it
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+def test_what_is_no_disk_is_not_called_full() -> None:
+    with (
+        pytest.raises(OptionError, match="cannot write /proc/out: .*nothing of it was kept"),
+        module.new_file(Path("/proc/out"), 3),
+    ):
+        pass
