@@ -97,6 +97,27 @@ def test_what_is_refused(metadata: dict[str, object], without: str, says: str) -
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "extra", "like"),
+    [
+        ("falcon-7b", "blk.0.attn_qkv.bias", "output_norm.bias"),
+        ("falcon-7b", "blk.1.ffn_up.bias", "output_norm.bias"),
+        ("falcon-7b", "blk.0.ffn_norm.weight", "output_norm.weight"),  # one after the other, as other Falcons compute
+        ("falcon-7b", "blk.0.attn_norm_2.bias", "output_norm.bias"),  # known, but its weight is not there
+        ("falcon-7b", "blk.2.attn_norm.weight", "output_norm.weight"),  # a layer more than block_count
+        ("falcon-40b", "position_embd.weight", "token_embd.weight"),
+        ("llama-mha", "blk.0.attn_q_norm.weight", "output_norm.weight"),
+        ("llama-mha", "output.bias", "output_norm.weight"),
+    ],
+)
+def test_a_tensor_that_nothing_reads(name: str, extra: str, like: str) -> None:
+    """Its model was trained with it, so logits without it would be wrong, silently. llama.cpp refuses it too, by a count."""
+    file = file_of(name)
+    tensors = {**file.tensors, extra: replace(file.tensors[like], name=extra)}
+    with pytest.raises(ModelError, match=rf"{name}\.gguf has the tensor {re.escape(extra)}, which .* do not read"):
+        build(replace(file, tensors=tensors))
+
+
 def test_a_model_without_alibi_may_say_so() -> None:
     file = file_of("falcon-7b")
     build(replace(file, metadata={**file.metadata, "falcon.attention.max_alibi_bias": 0.0, "falcon.use_alibi": False}))

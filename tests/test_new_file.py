@@ -60,8 +60,6 @@ def test_ctrl_c_before_every_line(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 def test_what_is_no_disk_is_not_called_full() -> None:
-    with (
-        pytest.raises(OptionError, match="cannot write /proc/out: .*nothing of it was kept"),
-        module.new_file(Path("/proc/out"), 3),
-    ):
+    told = pytest.raises(OptionError, match=r"cannot write /proc/out: .*nothing of it was kept")
+    with told, module.new_file(Path("/proc/out"), 3):
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,10 @@ class Built:
 
 
 def build(file: ModelFile) -> Built:
-    """The graph of the file's model. ModelError: unknown architecture, a tensor missing or of the wrong shape."""
+    """The graph of the file's model.
+
+    ModelError: an architecture that is not known, a tensor missing or of the wrong shape, or one that no equation reads.
+    """
     arch = architecture(str(file.metadata.get("general.architecture", "(none named)")))
     config = arch.config(file.metadata, _n_vocab(file))
     weights = arch.weights(config, _checked(file, arch, config))
@@ -42,6 +45,7 @@ def build(file: ModelFile) -> Built:
         graph.leaf("out_ids", ("U",), "int"),
     )
     graph.outputs = [logits]
+    _none_unread(file, config, weights.keys() - graph.leaves.keys() - {"rope_freqs.weight"})  # which became rope_freqs
     return Built(config, graph, {name: leaf for name, leaf in leaves.items() if name in graph.leaves})
 
 
@@ -76,8 +80,9 @@ def _checked(file: ModelFile, arch: Architecture, config: Config) -> dict[str, T
     """The tensors the architecture reads, each of the shape it must have."""
     if config.n_layer > len(file.tensors):  # before a damaged number becomes a long loop
         raise ModelError(f"{config.arch}.block_count is {config.n_layer}, but the file has {len(file.tensors)} tensors")
-    found = {}
-    for name, shape in arch.tensors(config).items():
+    found, known = {}, arch.tensors(config)
+    _none_unread(file, config, file.tensors.keys() - known.keys())
+    for name, shape in known.items():
         tensor = file.tensors.get(name)
         if tensor is None:
             if not arch.optional(name):
@@ -87,6 +92,15 @@ def _checked(file: ModelFile, arch: Architecture, config: Config) -> dict[str, T
         else:
             found[name] = tensor
     return found
+
+
+def _none_unread(file: ModelFile, config: Config, unread: Set[str]) -> None:
+    """The model was trained with it: without it logits would be wrong, and nothing would tell."""
+    if unread:
+        raise ModelError(
+            f"{file.path.name} has the tensor {min(unread)}, which {config.arch} models as computed here do not read: "
+            "this is a variant that is not supported"
+        )
 
 
 class _Leaves(Mapping[str, Value]):
