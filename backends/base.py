@@ -24,9 +24,9 @@ to bind its arguments once, to plan its buffers by lifetime, or to capture the l
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import RLock
 from typing import Any, ClassVar, Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -35,9 +35,15 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ops.fusion import fuse
-from ops.graph import Graph, Node
-from ops.op import OPS, Cost, Op
+from ops.graph import Graph
+from ops.op import OPS, Op
 from ops.tensor import Tensor
+
+from .observing import Coverage, Event, Observer, Progress
+
+__all__ = [
+    "Backend", "Buffer", "Coverage", "Device", "Event", "Observer", "Options", "Plan", "Progress", "kernel", "usable_cpus",
+]  # fmt: skip
 
 Buffer = Any  # an array where the backend computes; numpy's on the host
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -75,47 +81,9 @@ class Device:
     driver: str
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """How the nodes of a graph are computed: for each kind, op -> number of nodes."""
-
-    kernel: Counter[str] = field(default_factory=Counter)  # by the backend's own kernel
-    decomposed: Counter[str] = field(default_factory=Counter)  # fused ops that run as the ops they are made of
-    on_host: Counter[str] = field(default_factory=Counter)  # by the formula
-
-    def __add__(self, other: Coverage) -> Coverage:
-        return Coverage(self.kernel + other.kernel, self.decomposed + other.decomposed, self.on_host + other.on_host)
-
-
 def usable_cpus() -> int:
     """Processors this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class Event:
-    """One op has run: what an observer of a step is told. The buffers are its to look at until it returns."""
-
-    node: Node
-    operands: list[Buffer]
-    output: Buffer
-    seconds: float
-    backend: Backend
-    on_host: bool  # True: computed by its formula on the host, for want of a kernel
-
-    @property
-    def cost(self) -> Cost:
-        """What it took at least: floating-point operations, bytes moved."""
-        return self.node.op.cost(self.operands, self.output, self.backend.nbytes)
-
-
-Observer = Callable[[Event], None]
-
-
-class Progress(Protocol):
-    """Wraps a list that takes long to work through, as tqdm does: progress(weights, "preparing weights")."""
-
-    def __call__(self, items: list[Any], told: str) -> Iterable[Any]: ...
 
 
 class Plan(Protocol):
@@ -247,6 +215,13 @@ class Backend:
         """Bytes of all buffers that are alive, as the runtime counts them."""
         return 0
 
+    def beside_buffers(self) -> int | None:
+        """Of a device that computes in the host's own memory, as PoCL does: bytes that its kernels take there beside buffers.
+
+        None: its memory is another.
+        """
+        return None
+
     def resident_bytes(self, tensor: Tensor, dtype: str) -> int:
         """What `resident` takes, told beforehand."""
         return tensor.nbytes if dtype == "weight" else 4 * tensor.n_params
@@ -273,13 +248,7 @@ class Backend:
 
     def coverage(self, graph: Graph) -> Coverage:
         """How this backend computes a graph."""
-        nodes = self.fused(graph).nodes
-        all_fused = fuse(graph, [op for op in OPS.values() if op.fused]).nodes if self.options.fuse else []
-        return Coverage(
-            kernel=Counter(n.op.name for n in nodes if self.kernel_of(n.op)),
-            decomposed=Counter(n.op.name for n in all_fused if n.op.fused and not self.kernel_of(n.op)),
-            on_host=Counter(n.op.name for n in nodes if not self.kernel_of(n.op)),
-        )
+        return Coverage.of(self, graph)
 
     def on_host(self, op: Op) -> Callable[..., Buffer]:
         """The op's formula as a kernel: operands downloaded, what it wrote written back, the result uploaded."""

@@ -10,6 +10,7 @@ Needs the `gguf` package, which writes the header: pip install gguf
 import argparse
 import sys
 import tempfile
+from contextlib import ExitStack
 from math import sqrt
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from backends.base import Event, Observer
 from ops.blocks import FORMATS
+from ops.errors import OptionError
 from tinyllama import Model, cli
 from tinyllama.memory import mib, peak_resident
 from tinyllama.shapes import SHAPES, shape_file
@@ -116,9 +118,14 @@ def measure(path: Path, name: str, backend: str, weights_memory: int | None) -> 
 
 def one_layer(args: argparse.Namespace) -> int:
     limit = None if args.weights_memory is None else int(args.weights_memory * 2**30)
-    with tempfile.TemporaryDirectory(dir=args.folder, ignore_cleanup_errors=True) as folder:
-        path = Path(folder, f"{args.shape}.gguf")
-        write(path, args.shape)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=args.folder, ignore_cleanup_errors=True))
+            path = Path(folder, f"{args.shape}.gguf")
+            write(path, args.shape)
+        except OSError as error:
+            told = f"--folder {args.folder}: the file cannot be written there: {error.strerror or error}"
+            raise OptionError(f"{told}; name a folder with room for it") from None
         measure(path, args.shape, args.backend, limit)
     return 0
 

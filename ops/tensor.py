@@ -17,10 +17,12 @@ class MadeRows:
     """Rows that do not lie in a file as they are wanted: made from it when they are asked for, each time, and not kept.
 
     `make` takes a slice or an array of row numbers to uint8[rows, bytes per row]. To a reader it looks like an array.
+    `sources`: the contiguous arrays that they are made from, so that a backend can tell the system when it has read them.
     """
 
     shape: tuple[int, int]
     make: Callable[[Any], NDArray[np.uint8]]
+    sources: tuple[NDArray[np.uint8] | MadeRows, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -85,8 +85,8 @@ def test_alpaca_goes_on_and_takes_a_system_message():
 
 
 def test_falcon_is_the_text_of_its_makers():
-    """Falcon-Instruct: User and Assistant, as its makers said on its page (tiiuae/falcon-7b-instruct, discussion 1) and
-    repeat in its tokenizer_config.json; Falcon-180B-Chat: huggingface.co/blog/falcon-180b, "Prompt format"."""
+    """Falcon-Instruct: User and Assistant, as its makers said on its page (tiiuae/falcon-7b-instruct, discussion 1); the newer
+    tokenizer_config.json has a blank line between them. Falcon-180B-Chat: huggingface.co/blog/falcon-180b, "Prompt format"."""
     assert named("falcon", conversation("Hello")) == "User: Hello\nAssistant:"
     talk = conversation("Hello", " Hi", "Who are you?", system="Answer briefly.")
     assert named("falcon", talk) == "Answer briefly.\nUser: Hello\nAssistant: Hi\nUser: Who are you?\nAssistant:"

@@ -169,11 +169,20 @@ def test_weights_that_no_file_should_have(weight: float, told: str, tmp_path: Pa
     tiny = TinyLlama()
     tiny.weights["blk.1.ffn_up.weight"][3, 4] = weight
     write_gguf(tmp_path / "in.gguf", tiny)
-    said = refused(capsys, "convert", tmp_path / "in.gguf", tmp_path / "out.gguf", "--outtype", "f16")
-    assert "blk.1.ffn_up.weight holds a weight" in said
-    assert told in said
-    assert not (tmp_path / "out.gguf").exists()
-    assert len(list(tmp_path.iterdir())) == 1
+    for command in (["convert", "--outtype", "f16"], ["quantize", "F16"]):
+        said = refused(capsys, command[0], tmp_path / "in.gguf", tmp_path / "out.gguf", *command[1:])
+        assert f"{tmp_path / 'in.gguf'}: blk.1.ffn_up.weight holds a weight" in said
+        assert told in said
+        assert [file.name for file in tmp_path.iterdir()] == ["in.gguf"]
+
+
+def test_a_scale_that_float16_does_not_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = TinyLlama()
+    tiny.weights["blk.1.ffn_up.weight"][3, 4] = 1e6  # the scale is an eighth of a block's largest weight
+    write_ggml(tmp_path / "old.bin", tiny, GGJT2, "Q4_0")
+    said = refused(capsys, "convert", tmp_path / "old.bin", tmp_path / "out.gguf")
+    assert f"{tmp_path / 'old.bin'}: blk.1.ffn_up.weight holds a scale that is no number of float16's range" in said
+    assert [file.name for file in tmp_path.iterdir()] == ["old.bin"]
 
 
 # ---- large files ----

@@ -266,6 +266,7 @@ def test_the_written_model_is_sound(tmp_path):
         ({"metadata": {"rope.dimension_count": 6}}, "rope.dimension_count = 6 must be even and at most the head's 4"),
         ({"metadata": {"rope.scaling.type": "yarn"}}, "rope.scaling.type is 'yarn', which is not supported"),
         ({"metadata": {"expert_count": 8}}, "mixture of experts"),
+        ({"metadata": {"attention.sliding_window": "wide"}}, "sliding_window is 'wide', expected one number"),
         ({"metadata": {"feed_forward_length": [16, 8]}}, "expected one number"),
     ],
 )

@@ -269,7 +269,7 @@ def test_missing(tmp_path: Path) -> None:
 
 
 def test_directory(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="directory"):
+    with pytest.raises(FormatError, match="this folder holds neither"):
         open_model_file(tmp_path)
 
 

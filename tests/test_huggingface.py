@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from golden.tiny_variants import VARIANTS
+from safetensors.numpy import load_file, save_file
 from writers import huggingface as writer
 from writers.tiny import TinyLlama, write_gguf
 
 from ops.errors import FormatError, ModelError
 from ops.tensor import MadeRows
-from tinyllama import Model
+from tinyllama import Model, load_summary
+from tinyllama.convert import convert
 from tinyllama.formats import open_model_file
 
 TINY = Path(__file__).parent / "data" / "tiny"
@@ -111,16 +113,30 @@ def test_metadata(tiny: TinyLlama, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "n_ctx"),
+    ("changes", "n_ctx", "window"),
     [
-        ({"sliding_window": 20, "architectures": ["MistralForCausalLM"]}, 20),
-        ({"sliding_window": 100, "architectures": ["MistralForCausalLM"]}, 64),
-        ({"sliding_window": 20, "architectures": ["Qwen2ForCausalLM"]}, 64),  # not in use, by Qwen2's default
-        ({"sliding_window": 20, "use_sliding_window": True, "architectures": ["Qwen2ForCausalLM"]}, 20),
+        ({"sliding_window": 20, "architectures": ["MistralForCausalLM"]}, 20, 20),
+        ({"sliding_window": 64, "architectures": ["MistralForCausalLM"]}, 64, 64),
+        ({"sliding_window": 99, "architectures": ["MistralForCausalLM"]}, 64, 99),
+        ({"sliding_window": None, "architectures": ["MistralForCausalLM"]}, 64, None),
+        ({"sliding_window": 20, "architectures": ["Qwen2ForCausalLM"]}, 64, None),  # not in use, by Qwen2's default
+        ({"sliding_window": 20, "use_sliding_window": True, "architectures": ["Qwen2ForCausalLM"]}, 20, 20),
     ],
 )
-def test_context_ends_at_the_sliding_window(changes: dict[str, Any], n_ctx: int, tiny: TinyLlama, tmp_path: Path) -> None:
-    assert Model.load(writer.write_llama(tmp_path, tiny, **changes)).n_ctx == n_ctx
+def test_context_ends_at_the_sliding_window(
+    changes: dict[str, Any], n_ctx: int, window: int | None, tiny: TinyLlama, tmp_path: Path
+) -> None:
+    """Unless a longer one is asked for, which is told; the same in a GGUF file made of the folder."""
+    folder, file = writer.write_llama(tmp_path / "folder", tiny, **changes), tmp_path / "model.gguf"
+    convert(folder, file)
+    up_to_it = ", its sliding window" if window == n_ctx else ""
+    beyond = f"; beyond its sliding window of {window}, results are not the model's own" if window else ""
+    for path in (folder, file):
+        model = Model.load(path)
+        assert model.n_ctx == n_ctx
+        assert f" n_ctx        = {n_ctx} (trained on {n_ctx}{up_to_it})\n" in load_summary(model)
+        assert f" n_ctx        = 100 (trained on {n_ctx}{beyond})\n" in load_summary(Model.load(path, n_ctx=100))
+        assert model.metadata[f"{model.config.arch}.context_length"] == 64
 
 
 @pytest.mark.parametrize(
@@ -156,6 +172,23 @@ def test_falcons_that_are_refused(changes: dict[str, Any], words: str, tmp_path:
     folder = writer.write_golden("falcon-7b", tmp_path)
     writer.set_keys(folder, "config.json", **changes)
     with pytest.raises(ModelError, match=words):
+        open_model_file(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "falcon"])
+def test_a_tensor_that_nothing_reads(family: str, tiny: TinyLlama, tmp_path: Path) -> None:
+    """Refused, since logits without it would be silently wrong; but for what is computed from the config anyhow."""
+    if family == "llama":
+        writer.write_llama(tmp_path, tiny)
+        folder, layer = tmp_path, "model.layers.0.self_attn"
+    else:
+        folder, layer = writer.write_golden("falcon-7b", tmp_path), "transformer.h.0.self_attention"
+    file = next(folder.glob("*.safetensors"))
+    held = load_file(file)
+    save_file({**held, f"{layer}.rotary_emb.inv_freq": np.ones(4, np.float32)}, file)
+    open_model_file(folder)
+    save_file({**held, f"{layer}.query_key_value.bias": np.ones(4, np.float32)}, file)
+    with pytest.raises(ModelError, match=rf"tensor '{layer}\.query_key_value\.bias', .* do not read"):
         open_model_file(folder)
 
 

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 
-from backends.numpy.pages import let_go
+from backends.pages import let_go
 from tinyllama.formats import open_model_file
 
 MIB = 2**20

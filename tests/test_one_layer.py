@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from backends.opencl import OpenCL
-from ops.errors import BackendError
+from ops.errors import BackendError, OptionError
 from tinyllama import Model, shapes
 
 SMALL = {"small-llama": shapes.llama(512, 12, 8, 1024, n_head_kv=2), "small-falcon": shapes.falcon(512, 12, 8, 2)}
@@ -71,4 +71,21 @@ def test_it_runs(script: dict[str, Any], name: str, backend: str, tmp_path: Path
     assert f"one layer of 12, {of_layer / 2**20:.1f} MiB, and the output, {n['n_vocab'] * 288 / 2**20:.1f} MiB" in told
     assert f"backend     = {backend}" in told
     assert re.search(r"a step +=  *\d+\.\d+ s, \d+\.\d+ GB/s", told)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "a file"])
+def test_a_folder_that_cannot_be_written_to(script: dict[str, Any], name: str, folder: str, tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(OptionError, match=rf"--folder .*{folder}: the file cannot be written there: "):
+        script["one_layer"](Namespace(shape=name, backend="numpy", weights_memory=0.001, folder=tmp_path / folder))
+
+
+def test_a_full_disk(script: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(script["one_layer"].__globals__, "write_blocks", full)
+    with pytest.raises(OptionError, match=r"--folder .*No space left"):
+        script["one_layer"](Namespace(shape=name, backend="numpy", weights_memory=0.001, folder=tmp_path))
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from writers import ggml, huggingface, meta
+from writers.tiny import TinyLlama
 
 from backends.base import Options
 from backends.opencl import OpenCL
@@ -21,6 +23,7 @@ from tinyllama.shapes import SHAPES, requantized, shape_file
 
 MIB, GIB = 2**20, 2**30
 TINY = Path(__file__).parent / "data" / "tiny"
+VOCABULARY = TINY.parent / "vocab" / "ggml-vocab-llama-spm.gguf"
 STORY = 0.03  # the issue's limit: figures of 2023 were rounded, and told by people
 
 
@@ -105,11 +108,13 @@ def test_the_report_shows_its_arithmetic(capsys):
 
 
 @pytest.mark.parametrize("type", ["Q4_0", "Q8_0"])
-def test_a_model_in_another_type(type):
-    file = open_model_file(TINY / "llama-q.gguf")
+@pytest.mark.parametrize("name", ["llama-q", "llama-llama3", "falcon-40b", "qwen2"])
+def test_a_model_in_another_type(name, type):
+    file = open_model_file(TINY / f"{name}.gguf")
     other = requantized(file, type)
     assert other.n_params == file.n_params
     assert plan(other, n_ctx=64).file.nbytes == other.nbytes
+    assert all(other.tensors[name] is t for name, t in file.tensors.items() if len(t.shape) == 1)  # frequencies are read
 
 
 @pytest.mark.parametrize(
@@ -120,6 +125,9 @@ def test_a_model_in_another_type(type):
         (["llama-7b", "q4_k_m", "--file-format", "ggjt2"], "ggjt2 files have no Q4_K_M"),
         (["falcon-7b", "--file-format", "ggjt2"], "LLaMA only"),
         (["llama-7b", "--backend", "numpy"], "no device whose memory"),
+        ([str(VOCABULARY)], "has no tensor token_embd.weight"),
+        ([str(VOCABULARY), "q4_0"], "has no tensor token_embd.weight"),
+        ([str(TINY / "llama-q.gguf"), "--file-format", "gguf"], "say which one it is to have in gguf blocks, such as q4_0"),
     ],
 )
 def test_what_cannot_be_planned(capsys, args, sentence):
@@ -168,22 +176,57 @@ RUN = """
 import sys
 from tinyllama import Model
 from tinyllama.memory import peak_resident
-model = Model.load(sys.argv[1], n_ctx=int(sys.argv[2]))
+ngl, weights_memory = int(sys.argv[3]), int(sys.argv[4])
+device = {"backend": "opencl", "n_gpu_layers": ngl} if ngl else {}
+budget = weights_memory if weights_memory >= 0 else None
+model = Model.load(sys.argv[1], n_ctx=int(sys.argv[2]), weights_memory=budget, **device)
 context = model.context()
 context.warm_up()
-n = context.n_ctx - 8
-prompt = model.tokenize("the quick brown fox jumps over the lazy dog " * (n // 8))[:n]
-list(model.generate(prompt, n_predict=context.n_ctx - len(prompt), temp=0, context=context, ignore_eos=True))
+prompt = (model.tokenize("the quick brown fox jumps over the lazy dog ") * context.n_ctx)[: context.n_ctx - 8]
+list(model.generate(prompt, n_predict=8, temp=0, context=context, ignore_eos=True))
 print(peak_resident())
 """
 
 
+@pytest.fixture(scope="module")
+def files(smollm2, tmp_path_factory) -> dict[str, Path]:
+    """Models of 57 million weights in files of every kind: mapped, made from what is mapped, read into memory."""
+    folder = tmp_path_factory.mktemp("plan")
+    tiny = TinyLlama(n_embd=768, n_head=12, n_head_kv=12, n_ff=2048, n_layer=8, n_ctx=512)
+    paths = {name: folder / name for name in ("ggjt1", "ggjt2", "ggml", "hf", "meta")}
+    for name, kind in (("ggjt1", ggml.GGJT1), ("ggjt2", ggml.GGJT2), ("ggml", ggml.GGML)):
+        ggml.write_ggml(paths[name], tiny, kind, "Q4_0")
+    for name in ("hf", "meta"):
+        paths[name].mkdir()
+    huggingface.write_llama(paths["hf"], tiny, dtype="F16", n_shards=2)
+    meta.write_meta(paths["meta"], tiny, 1, "F16")
+    return {"smollm2": smollm2, **paths}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the most that was resident is told exactly on Linux only")
-@pytest.mark.parametrize("n_ctx", [256, 2048])
-def test_the_host_takes_what_was_planned(smollm2, n_ctx):
-    """In processes of their own, since a process that has run tests is larger; the issue asks for 5%."""
-    cli = [sys.executable, "-m", "tinyllama", "plan", str(smollm2), "-c", str(n_ctx), "--json"]
+@pytest.mark.parametrize(
+    ("model", "n_ctx", "ngl", "weights_memory"),
+    [
+        ("smollm2", 256, 0, -1), ("smollm2", 2048, 0, -1), ("smollm2", 512, 0, 0), ("smollm2", 512, 0, 300 * MIB),
+        ("ggjt1", 512, 0, -1), ("ggjt2", 512, 0, -1), ("ggml", 512, 0, -1), ("hf", 512, 0, -1), ("meta", 512, 0, -1),
+        ("smollm2", 512, 15, -1), ("smollm2", 512, 31, -1), ("ggjt1", 512, 9, -1), ("ggml", 512, 9, -1), ("hf", 512, 4, -1),
+    ],
+)  # fmt: skip
+def test_what_is_resident_was_planned(files, model, n_ctx, ngl, weights_memory):
+    """In processes of their own, since one that has run tests is larger; 5% is the issue's limit.
+
+    On OpenCL the kernels are compiled by a first run, which takes more: PoCL keeps them for the next.
+    """
+    if ngl:
+        opencl()
+    path, settings = str(files[model]), []
+    if ngl:
+        settings += ["--backend", "opencl", "-ngl", str(ngl)]
+    if weights_memory >= 0:
+        settings += ["--weights-memory", str(weights_memory)]
+    cli = [sys.executable, "-m", "tinyllama", "plan", path, "-c", str(n_ctx), "--json", *settings]
     counted = json.loads(subprocess.run(cli, capture_output=True, check=True, timeout=120).stdout)["host"]["total"]
-    run = [sys.executable, "-c", RUN, str(smollm2), str(n_ctx)]
-    measured = int(subprocess.run(run, capture_output=True, check=True, timeout=300).stdout)
+    for _ in range(2 if ngl else 1):
+        run = [sys.executable, "-c", RUN, path, str(n_ctx), str(ngl), str(weights_memory)]
+        measured = int(subprocess.run(run, capture_output=True, check=True, timeout=300).stdout)
     assert counted == pytest.approx(measured, rel=0.05)

@@ -25,7 +25,8 @@ class Config:
     name: str  # the model's own, may be empty
     ftype: str  # the type of most weights, as the file calls it
     n_vocab: int
-    n_ctx_train: int  # positions it was trained on
+    n_ctx_train: int  # positions it was trained on, or its sliding window if that is shorter
+    n_swa: int | None  # sliding window: positions that a token sees, its own the last; None: it sees all before it
     n_embd: int
     n_head: int
     n_head_kv: int
@@ -60,12 +61,15 @@ def config_from(metadata: Mapping[str, Any], n_vocab: int, *, norm_eps: str = "l
     for key in metadata:
         if key.startswith(f"{arch}.") and "alibi" in key and read.number(key):  # attention.max_alibi_bias
             raise ModelError(f"this {arch} model tells positions by ALiBi ({key}), which is not supported: those with rope are")
+    n_ctx = read.size(f"{arch}.context_length")
+    n_swa = int(read.number(f"{arch}.attention.sliding_window", 0)) or None
     return Config(
         arch=arch,
         name=read.text("general.name", ""),
         ftype=FILE_TYPES.get(int(read.number("general.file_type", -1)), "unknown"),
         n_vocab=n_vocab,
-        n_ctx_train=read.size(f"{arch}.context_length"),
+        n_ctx_train=min(n_ctx, n_swa or n_ctx),
+        n_swa=n_swa,
         n_embd=n_embd,
         n_head=n_head,
         n_head_kv=n_head_kv,

@@ -10,16 +10,27 @@ def peak_resident() -> int | None:
 
     Linux: VmHWM, since ru_maxrss begins with what the parent process had (getrusage(2) keeps it over an exec).
     """
-    try:
-        with open("/proc/self/status", "rb") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(b"VmHWM"))
-    except (OSError, StopIteration):
-        pass
+    if (told := _of_status(b"VmHWM")) is not None:
+        return told
     try:
         import resource
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def resident() -> int | None:
+    """Bytes resident now; where the system does not tell that, at most so far."""
+    return _of_status(b"VmRSS") or peak_resident()
+
+
+def _of_status(field: bytes) -> int | None:
+    """Linux's account of this process, proc(5)."""
+    try:
+        with open("/proc/self/status", "rb") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    except (OSError, StopIteration):
+        return None
 
 
 def mib(n: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ops.tensor import Tensor
 
+from .device_memory import Needs
 from .memory import mib
 from .planning import HostNeeds, MemoryPlan
 
@@ -72,26 +73,23 @@ def _kv_cache(plan: MemoryPlan) -> Iterator[str]:
 
 def _memory(plan: MemoryPlan, host: HostNeeds) -> Iterator[str]:
     device, free = plan.on_device, plan.device.memory_free()
-    yield f"Memory{'layers':>22}{'weights':>12}{'KV cache':>12}{'scratch':>12}{'mapped':>12}{'program':>12}{'total':>12}"
-    rows: list[tuple[str, int, tuple[str, ...]]] = [
-        (
-            f"host ({', '.join(b.name for b in plan.placement.backends if b is not plan.device) or 'no layer'})",
-            plan.n_layer + 1 - plan.n_offloaded,
-            (mib(host.weights), mib(host.kv_cache), mib(host.scratch), mib(host.mapped), mib(host.program), mib(host.total)),
-        ),
-        (
-            plan.device.name + (f" ({mib(free)})" if free is not None else ""),
-            plan.n_offloaded,
-            (mib(device.weights), mib(device.kv_cache), mib(device.scratch), "", "", mib(device.total)),
-        ),
+    columns = ["weights", "kv_cache", "scratch", "mapped", "program", *(["device"] if host.device else []), "total"]
+    yield f"Memory{'layers':>22}" + "".join(f"{column.replace('kv_cache', 'KV cache'):>12}" for column in columns)
+    hosts = ", ".join(b.name for b in plan.placement.backends if b is not plan.device) or "no layer"
+    rows: list[tuple[str, int, Needs]] = [
+        (f"host ({hosts})", plan.n_layer + 1 - plan.n_offloaded, host),
+        (plan.device.name + (f" ({mib(free)})" if free is not None else ""), plan.n_offloaded, device),
     ]
-    for name, layers, amounts in rows:
+    for name, layers, needs in rows:
+        amounts = [mib(getattr(needs, column)) if hasattr(needs, column) else "" for column in columns]
         yield f"  {name:<20}{layers:>6}" + "".join(f"{amount:>12}" for amount in amounts)
+    if host.device:
+        yield f"  the {plan.device.name} device computes in the host's memory: its buffers, and its kernels, are there too"
     if plan.n_offloaded:
         layers = min(plan.n_offloaded, plan.n_layer)
         beside = " and beside the layers" if plan.n_offloaded > plan.n_layer else ""
         yield (
-            f"  of the {plan.device.name}'s weights, matrices of {layers} of {plan.n_layer} layers{beside}: "
+            f"  of the weights on the device, matrices of {layers} of {plan.n_layer} layers{beside}: "
             f"{mib(plan.matrices_on_device)}"
         )
     if free is not None:
@@ -100,6 +98,8 @@ def _memory(plan: MemoryPlan, host: HostNeeds) -> Iterator[str]:
 
 def _fitting(plan: MemoryPlan) -> str:
     n, of = plan.fitting, plan.n_layer
+    if not n:
+        return "there is room for no layer"
     return "all layers and the output can be on the device" if n > of else f"the largest -ngl that fits is {n} of {of + 1}"
 
 

@@ -18,7 +18,8 @@ from backends.base import Backend, Buffer, Device, Options
 from backends.device import launches, products  # noqa: F401  (they fill the table)
 from backends.device.launch import covers
 from backends.device.plan import scratch_bytes
-from backends.numpy.weights import free_memory
+from backends.numpy import Numpy
+from backends.numpy.allocator import give_back_freed_memory
 from backends.registry import get_backend
 from ops.errors import BackendError
 from ops.graph import Graph
@@ -27,9 +28,10 @@ from ops.op import Op
 from .build import Built, build
 from .checks import whole_number
 from .device_memory import Demand, Needs, place_last
+from .formats.file_bytes import let_go_of_pages
 from .formats.model_file import ModelFile
 from .kv_cache import TYPES, KvTypes, cache_bytes, cache_dtypes, cache_shapes
-from .memory import mib, peak_resident
+from .memory import mib, resident
 from .offload import HOST, Placement, is_device
 from .tokenizer import Tokenizer
 
@@ -65,14 +67,15 @@ def _nothing_runs(op: Op, *operands: Any, **attrs: Any) -> Buffer:
 
 @dataclass(frozen=True)
 class HostNeeds(Needs):
-    """Bytes resident on the host: what a device has, and what is mapped or runs beside."""
+    """Bytes resident on the host: what its own layers take, and what lies beside."""
 
     mapped: int = 0  # pages of the file that a step touches; the system may take them back, they are read again then
     program: int = 0  # Python, its libraries, the vocabulary
+    device: int = 0  # all of a device that computes in this memory, as PoCL does: its buffers, and its kernels
 
     @property
     def total(self) -> int:
-        return super().total + self.mapped + self.program
+        return super().total + self.mapped + self.program + self.device
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,10 @@ class MemoryPlan:
         free = self.device.memory_free()
         return free is None or self.on_device.total <= free
 
-    def on_host(self, budget: int | None = None, tokenizer: Tokenizer | None = None) -> HostNeeds:
-        """What numpy's layers take: weights in float32 as far as the budget (bytes) goes, the others as they are mapped.
+    def on_host(self, tokenizer: Tokenizer | None = None) -> HostNeeds:
+        """What numpy's layers take: weights in float32 as far as its budget goes, the others as they are mapped.
 
-        budget: None for what a run would take now, most of the memory that is free; tokenizer: the model's, if there is one
-        already, since its tables count too.
+        tokenizer: the model's, if there is one already, since its tables count too.
         """
         built, host = self.demand.built, [backend for backend in self.placement.backends if not is_device(backend)]
         parts = [(backend, part) for backend, part in self.placement.parts(built.graph) if backend in host]
@@ -125,7 +127,8 @@ class MemoryPlan:
             for value, operand in zip(node.inputs, node.op.inputs, strict=True)
             if value.name in built.leaves and operand.name not in node.op.touches
         }
-        left, weights, mapped = free_memory() if budget is None else budget, 0, 0
+        budgets = [backend.weights.budget for backend in host if isinstance(backend, Numpy)]
+        left, weights, mapped = min(budgets, default=0), 0, 0
         for tensor in read.values():
             size = 4 * tensor.n_params
             if size <= left:
@@ -135,9 +138,14 @@ class MemoryPlan:
         return HostNeeds(
             weights=weights,
             kv_cache=sum(n for name, n in self._caches().items() if self._backend_of(name) in host),
-            scratch=sum(backend.scratch_bytes(part, self.demand.sizes) for backend, part in parts),
+            scratch=max((backend.scratch_bytes(part, self.demand.sizes) for backend, part in parts), default=0),
             mapped=mapped,
             program=program_bytes(self.file, tokenizer),
+            device=sum(
+                needs.total + beside
+                for device, needs in self.demand.on_devices(self.placement).items()
+                if (beside := device.beside_buffers()) is not None
+            ),
         )
 
     def kv_bytes(self, type: str) -> int:
@@ -154,14 +162,20 @@ class MemoryPlan:
 
 
 def program_bytes(file: ModelFile, tokenizer: Tokenizer | None = None) -> int:
-    """What Python, the libraries and the vocabulary take, measured: this process has just loaded what a run would load."""
+    """What Python, the libraries and the vocabulary take, measured: this process has just loaded what a run would load.
+
+    A file that was read into memory, because it is not mapped, is a part of it.
+    """
     from . import model  # noqa: F401  (a run imports all of it)
 
     if tokenizer is None and "tokenizer.ggml.tokens" in file.metadata:
         tokenizer = Tokenizer.from_metadata(file.metadata)
     if tokenizer is not None:
         tokenizer.encode("a")  # which makes its tables
-    return peak_resident() or 0
+    np.random.default_rng()  # numpy loads this part when it is asked for, as sampling does
+    let_go_of_pages()  # those of the file that finding the tensors has read
+    give_back_freed_memory()  # which a step takes again
+    return resident() or 0
 
 
 def plan(
@@ -174,17 +188,19 @@ def plan(
     type_k: str | None = None,
     type_v: str | None = None,
     n_batch: int = 512,
+    n_threads: int | None = None,
+    weights_memory: int | None = None,
 ) -> MemoryPlan:
     """Count what a run of this model takes.
 
     n_ctx: None or 0 for the model's own; n_gpu_layers: the last so many on the device, None for as many as fit into
     device_memory bytes (none at all, if that is not given either); device: a backend whose device's memory is asked,
-    None for one on paper.
+    None for one on paper. n_threads, weights_memory: numpy's, as in `Model.load`.
     """
     built: Built = build(file)
     demand = Demand(built, KvTypes(type_k, type_v), n_ctx or built.config.n_ctx_train, whole_number("n_batch", n_batch, 1))
     device = device or OnPaper(Options(device_memory=device_memory))
-    host = get_backend(HOST)
+    host = get_backend(HOST, Options(n_threads=n_threads, weights_memory=weights_memory))
     everything = built.config.n_layer + 1
     most = place_last(demand, device, lambda: host, None)
     if n_gpu_layers is None:

@@ -79,7 +79,10 @@ def write_model(
     force: bool,
     progress: Callable[[int, int], object],
 ) -> int:
-    """Write the source's metadata and these tensors as a GGUF file; its size in bytes. Raises what `write_gguf` does."""
+    """Write the source's metadata and these tensors as a GGUF file; its size in bytes.
+
+    Raises what `write_gguf` does, and ModelError with the source's path for a weight that its new format cannot hold.
+    """
     own = {"general.file_type": file_type_number(file_type), "general.quantization_version": QUANTIZATION_VERSION}
     metadata = {key: value for key, value in source.metadata.items() if not is_of_the_old_file(key)} | own
     number_types = {**source.number_types, **dict.fromkeys(own, "<u4")}
@@ -89,6 +92,8 @@ def write_model(
             NewTensor(r.tensor.name, r.tensor.shape, r.format, partial(_chunks, source, r, pool, n_threads)) for r in repackings
         ]
         return write_gguf(out, metadata, tensors, number_types=number_types, force=force, progress=progress)
+    except ModelError as error:  # of a thread that knew a tensor only
+        raise ModelError(f"{source.path}: {error}") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

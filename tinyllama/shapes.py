@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from ops.errors import OptionError
 from ops.tensor import Tensor
 
 from .architectures import architecture
+from .build import build
 from .config import Config
 from .formats.file_bytes import nothing_to_check
 from .formats.model_file import ModelFile
-from .tensor_types import tensor_types
+from .tensor_types import BASE, tensor_types
 
 
 def llama(n_embd: int, n_layer: int, n_head: int, n_ff: int, *, n_head_kv: int = 0, n_ctx: int = 2048) -> dict[str, Any]:
@@ -91,11 +93,20 @@ def shape_file(name: str, type: str, file_format: str = "gguf") -> ModelFile:
 
 
 def requantized(file: ModelFile, type: str | None, file_format: str = "gguf") -> ModelFile:
-    """The file as it would be in another type, None for its own; OptionError as in `shape_file`."""
-    arch = architecture(str(file.metadata.get("general.architecture")))
-    config = arch.config(file.metadata, file.tensors["token_embd.weight"].shape[0])
+    """The file as it would be in another type, None for its own.
+
+    OptionError as in `shape_file`; FormatError, ModelError: it is no sound model.
+    """
+    config = build(file).config
+    if type is None and config.ftype.upper() not in (BASE if file_format == "gguf" else OF_GGJT2):
+        raise OptionError(
+            f"{file.path.name}: its own type ({config.ftype}) cannot be made here: say which one it is to have in "
+            f"{file_format} blocks, such as q4_0 (TYPE)"
+        )
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    return _on_paper(file.path, file.metadata, config, shapes, type or config.ftype, file_format)
+    planned = _on_paper(file.path, file.metadata, config, shapes, type or config.ftype, file_format)
+    own = {name: tensor for name, tensor in file.tensors.items() if len(tensor.shape) == 1}  # read when the graph is built
+    return replace(planned, tensors={**planned.tensors, **own})
 
 
 def on_paper(name: str, shape: tuple[int, ...], type: str) -> Tensor:

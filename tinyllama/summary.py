@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backends.base import Coverage
-from backends.numpy import Numpy
 
 from .device_memory import Needs
 from .memory import mib, peak_resident
@@ -39,7 +38,7 @@ def load_summary(model: Model) -> str:
         "format": file.format,
         "arch": cfg.arch,
         "n_vocab": cfg.n_vocab,
-        "n_ctx": f"{model.n_ctx} (trained on {cfg.n_ctx_train})",
+        "n_ctx": f"{model.n_ctx} (trained on {_window_told(model)})",
         "n_embd": cfg.n_embd,
         "n_mult": file.metadata.get("ggml.n_mult"),
         "n_head": cfg.n_head,
@@ -63,6 +62,14 @@ def load_summary(model: Model) -> str:
     return "\n".join(f"load: {key:<12} = {value}" for key, value in lines.items() if value is not None)
 
 
+def _window_told(model: Model) -> str:
+    """`4096, its sliding window`; in a longer context a token here sees what is further back too, as it should not."""
+    n, window = model.config.n_ctx_train, model.config.n_swa
+    if window is not None and model.n_ctx > window:
+        return f"{n}; beyond its sliding window of {window}, results are not the model's own"
+    return f"{n}, its sliding window" if n == window else str(n)
+
+
 def _ftype_told(model: Model) -> str:
     """`2 (mostly Q4_0)`: the file's number for the type of most weights, and its name."""
     number, name = model.metadata.get("general.file_type"), model.config.ftype
@@ -78,12 +85,10 @@ def _size_told(model: Model) -> str:
 
 def _host_memory_told(model: Model) -> str:
     """What the layers that no device has will take: weights as they are multiplied, pages of the file, scratch; KV cache."""
-    budgets = [backend.weights.budget for backend in model.placement.backends if isinstance(backend, Numpy)]
     device = model.backend if is_device(model.backend) else OnPaper()
     tokenizer = model.tokenizer if "tokenizer.ggml.tokens" in model.metadata else None
-    needs = MemoryPlan(model.file, model.demand, model.placement, device, 0).on_host(min(budgets, default=0), tokenizer)
-    read = 0 if model.file.mapped else model.file.nbytes
-    return f"{mib(needs.total - needs.kv_cache + read)} (+ {mib(needs.kv_cache)} per context)"
+    needs = MemoryPlan(model.file, model.demand, model.placement, device, 0).on_host(tokenizer)
+    return f"{mib(needs.total - needs.device - needs.kv_cache)} (+ {mib(needs.kv_cache)} per context)"
 
 
 def _kv_told(model: Model) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..base import Backend
 from .decoder import OPS_USED, Decoder
-from .runs import Session
+from .sessions import Session
 from .trial import Trial, law
 
 STEPS, WARM, PLACES = 1000, 50, 64

@@ -13,9 +13,10 @@ from numpy.typing import DTypeLike, NDArray
 from ops.errors import BackendError
 from ops.graph import Graph
 from ops.op import Op
-from ops.tensor import Tensor
+from ops.tensor import MadeRows, Tensor
 
 from ..base import Backend, Buffer, Options, Plan
+from ..pages import let_go
 from . import launches, products  # noqa: F401  (they fill the table)
 from .array import DeviceArray, DeviceWeight, Part
 from .launch import TABLE, Launch, covers
@@ -72,7 +73,9 @@ class DeviceBackend(Backend):
                 f"has {self.runtime.limits.allocation}: keep its layer on another backend (-ngl, --layers)"
             )
         starts = range(0, n_rows, most)
-        parts = (Part(start, len(rows := tensor.data[start : start + most]), self.runtime.upload(rows)) for start in starts)
+        parts = [Part(start, len(rows := tensor.data[start : start + most]), self.runtime.upload(rows)) for start in starts]
+        if isinstance(tensor.data, MadeRows) or self.beside_buffers() is None:
+            let_go(tensor.data)  # the device has a copy
         return DeviceWeight(tensor.format, tensor.shape, tuple(parts))
 
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:

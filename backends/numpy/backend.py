@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from threading import local
 from typing import Any, ClassVar
 
@@ -64,11 +65,18 @@ class Numpy(Backend):
         return 4 * buffer.n_params if isinstance(buffer, Tensor) else buffer.nbytes  # a product reads float32
 
     def scratch_bytes(self, graph: Graph, sizes: Mapping[str, int]) -> int:
-        """Values between ops, of all blocks of tokens together; of each thread a block's scores, and a weight's conversion."""
+        """Values between ops, of all blocks of tokens together, and for each thread a block's scores or a weight's conversion.
+
+        Weights that are kept are converted before the first step, in memory that the step then takes.
+        """
         graph = self.fused(graph)
         heads = max((n.inputs[0].shape[1] for n in graph.nodes if n.op is ops.attention), default=0)
         scores = 4 * (int(heads) + 2) * min(BLOCK, sizes["T"]) * sizes["C"]
-        return live_bytes(graph, sizes) + self.threads.n * (scores + CONVERSION)
+        live, n = live_bytes(graph, sizes), self.threads.n
+        dense = sum(4 * prod(map(int, leaf.shape)) for leaf in graph.leaves.values() if leaf.dtype == "weight")
+        if dense <= self.weights.budget:
+            return max(live + n * scores, n * CONVERSION)
+        return live + n * max(scores, CONVERSION)
 
     def describe(self) -> str:
         return f"numpy {np.__version__}, {self.threads.n} threads, weights in float32"

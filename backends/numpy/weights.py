@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ops.tensor import Tensor
 
-from .pages import let_go
+from ..pages import let_go
 from .threads import Threads, slices
 
 CHUNK = 1 << 20  # weights converted at a time: 4 MB of float32
@@ -49,8 +49,8 @@ class Weights:
 
             def convert(rows: slice) -> None:
                 dense[rows] = tensor.dequantize(rows)
-                if isinstance(tensor.data, np.ndarray):
-                    let_go(tensor.data[rows])  # the file's form is not needed beside the float32 one
+                # the file's form is not needed beside the float32 one
+                let_go(tensor.data[rows] if isinstance(tensor.data, np.ndarray) else tensor.data)
 
             self._threads.each(convert, chunks(tensor))
         except BaseException:

@@ -8,6 +8,9 @@ from ..base import Device, Options
 from ..device import DeviceBackend
 from .devices import chosen, found, limits, told, with_threads
 
+# Bytes that PoCL and a model's kernels, read from its cache, were measured to take. To compile them first takes 110 MB more
+KERNELS = 21 << 20
+
 
 class OpenCL(DeviceBackend):
     name: ClassVar[str] = "opencl"
@@ -17,7 +20,11 @@ class OpenCL(DeviceBackend):
         device = with_threads(chosen(options.device), options.n_threads)
         from .runtime import OpenCLRuntime  # here: it needs pyopencl, of which `chosen` has told if it is missing
 
+        self.runtime: OpenCLRuntime
         super().__init__(OpenCLRuntime(device, limits(device, options)), options)
+
+    def beside_buffers(self) -> int | None:
+        return KERNELS if self.runtime.shares_memory else None
 
     @classmethod
     def devices(cls) -> list[Device]:

@@ -33,7 +33,7 @@ class OpenCLRuntime(Runtime):
         self.device_key = device
         self._queue = cl.CommandQueue(self._context, device)
         finalize(self, _wait_for, self._queue)  # and when Python ends: memory must not go before the kernels that use it
-        self._shares_memory = bool(device.host_unified_memory and device.type & cl.device_type.CPU)
+        self.shares_memory = bool(device.host_unified_memory and device.type & cl.device_type.CPU)
         self._programs: dict[tuple[Any, ...], cl.Program] = {}
         self._ran: set[tuple[Any, ...]] = set()
         self._spare: dict[tuple[Any, ...], deque[cl.Kernel]] = defaultdict(deque)  # not bound to anything now
@@ -50,7 +50,7 @@ class OpenCLRuntime(Runtime):
             return cl.Buffer(self._context, cl.mem_flags.READ_WRITE, nbytes)
 
     def _upload(self, data: NDArray[np.uint8]) -> cl.Buffer:
-        how = cl.mem_flags.USE_HOST_PTR if self._shares_memory else cl.mem_flags.COPY_HOST_PTR
+        how = cl.mem_flags.USE_HOST_PTR if self.shares_memory else cl.mem_flags.COPY_HOST_PTR
         with self._told(data.nbytes):
             return cl.Buffer(self._context, cl.mem_flags.READ_ONLY | how, hostbuf=data)
 

@@ -9,7 +9,7 @@ from .block import Bytes, Floats, block_format
 
 @block_format("F32", ggml_type=0, block_size=1, block_bytes=4)
 def f32(blocks: Bytes) -> Floats:
-    return blocks.view("<f4").astype(np.float32, copy=False)
+    return blocks.view("<f4").astype(np.float32)  # a copy, so that what was read of a mapped file can be let go
 
 
 @block_format("F16", ggml_type=1, block_size=1, block_bytes=2)

@@ -105,7 +105,8 @@ def _rows(tensor: Tensor, name: str, start: int, stop: int) -> Tensor:
     """Some rows of a matrix, as a tensor of their own that copies nothing."""
     data = tensor.data
     if isinstance(data, MadeRows):
-        rows: Any = MadeRows((stop - start, data.shape[1]), lambda wanted: data[np.arange(start, stop)[wanted]])
+        shape = stop - start, data.shape[1]
+        rows: Any = MadeRows(shape, lambda wanted: data[np.arange(start, stop)[wanted]], data.sources)
     else:
         rows = data[start:stop]
     return Tensor(name, (stop - start, tensor.shape[1]), tensor.format, rows)

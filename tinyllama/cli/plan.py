@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--backend", default=None, metavar="NAME", help="ask the device of this backend for its memory (default: none is asked)"
     )
+    add("-t", "--threads", type=integer(1, 1024), default=None, metavar="N", help="numpy's threads (default: all cores)")
+    add("--weights-memory", type=memory_size, default=None, metavar="SIZE",
+        help="memory for numpy's weights in float32, such as 6G; the rest stays mapped (default: what is free)")  # fmt: skip
     for letter, what in (("k", "keys"), ("v", "values")):
         add(f"-ct{letter}", f"--cache-type-{letter}", choices=("f16", "f32"), default=None,
             help=f"how the KV cache keeps {what} (default: f32 on numpy, f16 on a device)")  # fmt: skip
@@ -55,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         "device_memory": args.device_memory,
         "type_k": args.cache_type_k,
         "type_v": args.cache_type_v,
+        "n_threads": args.threads,
+        "weights_memory": args.weights_memory,
     }
     file, today = _files(args.model, args.type, args.file_format)
     planned = plan(file, **settings)

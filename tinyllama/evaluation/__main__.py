@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from ops.errors import TinyLlamaError
+
+from ..printable import printable
+
 
 def main() -> int:
     try:
@@ -13,7 +17,11 @@ def main() -> int:
     except ImportError as error:
         print(f'{error}: pip install "tinyllama[eval]" brings the lm-evaluation-harness', file=sys.stderr)
         return 1
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except TinyLlamaError as error:
+        print(f"tinyllama: {printable(str(error))}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -8,6 +8,9 @@ Needs the extra `eval`: pip install "tinyllama[eval]".
 
 from __future__ import annotations
 
+import inspect
+import random
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,10 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from tqdm import tqdm
 
-from ..chat_template import render
+from ops.errors import ModelError, OptionError
+
+from ..chat_template import KEY, render
+from ..checks import whole_number
 from ..model import Model
 from ..sampling import Sampling
 from .scoring import Scorer
@@ -26,6 +32,18 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 Pair = tuple[Any, list[int], list[int]]  # (texts, tokens of the context, tokens of the continuation)
+
+MARK = "\ue000"  # of Unicode's private use: no template writes it
+
+# of a request that generates: transformers' name, which tasks use -> ours, and transformers' default
+SETTINGS = {
+    "temperature": ("temp", 1.0),
+    "top_k": ("top_k", 50),
+    "top_p": ("top_p", 1.0),
+    "min_p": ("min_p", 0.0),
+    "typical_p": ("typical_p", 1.0),
+    "repetition_penalty": ("repeat_penalty", 1.0),
+}
 
 
 @register_model("tinyllama")
@@ -45,13 +63,20 @@ class TinyLlamaLM(TemplateLM):  # type: ignore[misc]
     ) -> None:
         """model and settings: those of `Model.load`, such as backend=opencl, n_gpu_layers=10, n_ctx=2048.
 
-        max_length: tokens of a context, None for the model's n_ctx. batch_size, max_batch_size and device are the harness's
-        flags and change nothing: all requests are sorted together, and `main_gpu` names a device.
+        max_length: tokens of a context, None for the model's n_ctx. max_gen_toks: of an answer, where a task does not say.
+        batch_size, max_batch_size and device are the harness's flags and change nothing: all requests are sorted together, and
+        `main_gpu` names a device.
+
+        OptionError: no such setting, or one out of range; else what `Model.load` raises.
         """
         super().__init__()
+        known = [name for name in inspect.signature(Model.load).parameters if name not in ("name_or_path", "device")]
+        if unknown := sorted(settings.keys() - set(known)):
+            there_are = ", ".join(["model", "max_length", "max_gen_toks", *known])
+            raise OptionError(f"no such setting: {', '.join(unknown)}; there are {there_are}")
         self.model = Model.load(model, **settings)
-        self.max_length = max_length or self.model.n_ctx
-        self.max_gen_toks = max_gen_toks
+        self.max_length = self.model.n_ctx if max_length is None else whole_number("max_length", max_length, 1)
+        self.max_gen_toks = whole_number("max_gen_toks", max_gen_toks, 1)
         self.batch_size = batch_size
         self._context = self.model.context(n_ctx=self.max_length)
 
@@ -77,29 +102,58 @@ class TinyLlamaLM(TemplateLM):  # type: ignore[misc]
         return self.model.tokenize(string, add_bos=add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return render(
-            self.chat_template(),
-            chat_history,
+        """A conversation up to where its reply begins; or else to the end of the last message's text, which is to go on.
+
+        A template that refuses a conversation with a system message gets it without.
+        ModelError: the model's file has no template, or it fails, or drops the text of the last message.
+        """
+        try:
+            return self._rendered(chat_history, add_generation_prompt)
+        except ModelError as error:
+            others = [message for message in chat_history if message["role"] != "system"]
+            if len(others) == len(chat_history):
+                raise
+            text = self._rendered(others, add_generation_prompt)
+            warnings.warn(f"{error}; it got the conversation without the system message", stacklevel=2)
+            return text
+
+    def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        template, tokenizer = self.chat_template(), self.model.tokenizer
+        if not template.strip():
+            raise ModelError("the model's file has no chat template: evaluate it without --apply_chat_template")
+        last = messages[-1]["content"]
+        if not add_generation_prompt:
+            messages = [*messages[:-1], {**messages[-1], "content": f"{last}{MARK} "}]
+        whole = render(
+            template,
+            messages,
             add_generation_prompt=add_generation_prompt,
-            bos_token=self._piece(self.model.tokenizer.bos),
-            eos_token=self._piece(self.model.tokenizer.eos),
+            bos_token=self._piece(tokenizer.bos),
+            eos_token=self._piece(tokenizer.eos),
         )
+        return whole if add_generation_prompt else _unfinished(whole, last)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The model's own."""
-        return str(self.model.metadata.get("tokenizer.chat_template", ""))
+        return str(self.model.metadata.get(KEY, ""))
 
     def _loglikelihood_tokens(self, requests: Sequence[Pair], disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
-        """Of each continuation: log p given its context, and whether it is what greedy decoding would have said."""
+        """Of each continuation: log p given its context, and whether it is what greedy decoding would have said.
+
+        OptionError: one has no tokens, or more than max_length, or its context has none.
+        """
+        cut = [self._fitting(*request) for request in requests]
         scorer, answers = Scorer(self._context), {}
-        cut = [_fitting(context, continuation, self.max_length) for _, context, continuation in requests]
         order = sorted(range(len(requests)), key=lambda i: cut[i])
         for i in tqdm(order, "log-likelihoods", disable=disable_tqdm or None):
-            answers[i] = scorer.score(cut[i], len(requests[i][2]))
+            texts, _, continuation = requests[i]
+            answers[i] = scorer.score(cut[i], len(continuation))
+            if texts:  # not a window of a longer text
+                self.cache_hook.add_partial("loglikelihood", texts, answers[i])
         return [answers[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """log p of whole texts, in windows as long as the context, each token scored once."""
+        """log p of whole texts, in windows as long as the context, each token scored once; 0 of an empty text."""
         windows = [list(self._windows(request.args[0])) for request in requests]
         scores = iter(self._loglikelihood_tokens([("", *w) for text in windows for w in text], disable_tqdm))
         return [sum(next(scores)[0] for _ in text) for text in windows]
@@ -111,12 +165,20 @@ class TinyLlamaLM(TemplateLM):  # type: ignore[misc]
         return map(utils.make_disjoint_window, rolling)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continuations of texts, each up to one of its stop texts, the end of the text, or the most tokens allowed."""
-        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        """Continuations of texts, each up to one of its stop texts, the end of the text, or the most tokens allowed.
+
+        OptionError: so many tokens are allowed that max_length has no room for a prompt; or a setting is out of range.
+        """
+        prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
         answers = {}
         for i in tqdm(sorted(range(len(prompts)), key=lambda i: prompts[i]), "generating", disable=disable_tqdm or None):
             asked: dict[str, Any] = dict(normalize_gen_kwargs(requests[i].args[1], self.max_gen_toks))
-            n_predict = min(asked["max_gen_toks"], self.max_length - 1)
+            n_predict = asked["max_gen_toks"]
+            if n_predict >= self.max_length:
+                raise OptionError(
+                    f"max_gen_toks = {n_predict} leaves no room for a prompt in max_length = {self.max_length}: "
+                    "set it lower, or n_ctx higher"
+                )
             generation = self.model.generate(
                 prompts[i][-(self.max_length - n_predict) :],
                 n_predict=n_predict,
@@ -128,19 +190,35 @@ class TinyLlamaLM(TemplateLM):  # type: ignore[misc]
             self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
         return [answers[i] for i in range(len(requests))]
 
+    def _fitting(self, texts: Any, context: list[int], continuation: list[int]) -> list[int]:
+        """Context and continuation, without what is too long at the beginning: the last token is not read, only predicted."""
+        if not context or not 0 < len(continuation) <= self.max_length:
+            raise OptionError(
+                f"cannot score {len(continuation)} tokens after {len(context)} ({str(texts)[-60:]}): it takes one at least of "
+                f"each, and no more than max_length = {self.max_length} in a continuation"
+            )
+        return (context + continuation)[-(self.max_length + 1) :]
+
     def _piece(self, id: int | None) -> str:
         return "" if id is None else self.model.tokenizer.piece(id).decode("utf-8", "replace")
 
 
-def _fitting(context: list[int], continuation: list[int], max_length: int) -> list[int]:
-    """Context and continuation, without what is too long at the beginning: the last token is not read, only predicted."""
-    return (context + continuation)[-(max_length + 1) :]
+def _unfinished(whole: str, last: str) -> str:
+    """A conversation up to the end of its last message's text, after which MARK and a space were put."""
+    text, mark, rest = whole.rpartition(MARK)
+    if not mark or last.strip() not in text:
+        raise ModelError(f"{last[:60]!r} cannot be continued: the chat template does not give the last message as it is")
+    return text if rest.startswith(" ") else text.rstrip()  # a template that strips messages would have stripped this one
 
 
 def _sampling(asked: dict[str, Any]) -> Sampling:
-    """The harness's settings as ours: greedy unless it asks to sample, and then what it leaves unsaid is off."""
-    if not asked.get("do_sample") or not asked.get("temperature"):
-        return Sampling(temp=0)
-    return Sampling(
-        temp=asked["temperature"], top_k=asked.get("top_k", 0), top_p=asked.get("top_p", 1.0), min_p=asked.get("min_p", 0.0)
-    )
+    """The harness's settings as ours: greedy unless it asks to sample, and then what it leaves unsaid is transformers' default.
+
+    The seed is drawn from Python's generator, which the harness's --seed sets: a run can be repeated.
+    """
+    for name in sorted(asked.keys() - SETTINGS - {"do_sample", "until", "max_gen_toks"}):
+        warnings.warn(f"a task's setting {name} = {asked[name]!r} is not known here and changes nothing", stacklevel=2)
+    settings = {ours: asked.get(name, default) for name, (ours, default) in SETTINGS.items()}
+    if not asked["do_sample"]:
+        settings["temp"] = 0
+    return Sampling(**settings, repeat_last_n=-1, seed=random.getrandbits(32))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import exp, inf, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,12 +39,16 @@ class Estimate:
 
     @property
     def perplexity(self) -> float:
-        return exp(self.mean)
+        try:
+            return exp(self.mean)
+        except OverflowError:  # beyond 709 nats a token: a damaged model's
+            return inf
 
     @property
     def error(self) -> float:
         """Standard error of the perplexity, as if tokens were drawn independently."""
-        return self.perplexity * sqrt(self.variance / max(self.n_scored - 1, 1))
+        relative = sqrt(self.variance / max(self.n_scored - 1, 1))
+        return self.perplexity * relative if relative else 0.0
 
 
 def perplexity(model: Model, text: str, *, n_ctx: int = 512, n_windows: int | None = None) -> Iterator[Estimate]:

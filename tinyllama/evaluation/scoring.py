@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,38 +22,43 @@ class Scorer:
     def __init__(self, context: Context) -> None:
         self._context = context
         context.rewind(0)
-        self._last: NDArray[np.float32] | None = None  # logits after the context's last tokens, as many as there are rows
+        self._none = np.empty((0, context.model.config.n_vocab), np.float32)
+        self._kept = self._none  # logits after the context's last tokens, as many as there are rows, at most ROWS
 
     def score(self, tokens: list[int], n: int) -> tuple[float, bool]:
         """log p of the last n tokens, given all before them; and whether each was the likeliest. len(tokens) > n > 0"""
-        first = len(tokens) - n - 1  # the place whose logits predict the first of the n
-        logits, total, greedy = self._known(tokens, first), 0.0, True
-        place = first
-        while place < len(tokens) - 1:
-            if logits is None or not len(logits):
-                end = min(place + ROWS, len(tokens) - 1)
-                logits = self._context.eval(tokens[place:end], logits="all")
-                self._last = logits
-            targets = np.asarray(tokens[place + 1 : place + 1 + len(logits)])
+        place = len(tokens) - n - 1  # whose logits predict the first of the n
+        total, greedy = 0.0, True
+        for logits in self._logits(tokens, place):
+            targets = np.asarray(tokens[place + 1 : place + 1 + len(logits)], np.int64)
             total += float(log_softmax_at(logits, targets).sum())
             greedy = greedy and bool((logits.argmax(axis=-1) == targets).all())
-            place, logits = place + len(logits), None
+            place += len(logits)
         return total, greedy
 
-    def _known(self, tokens: list[int], first: int) -> NDArray[np.float32] | None:
-        """Go to where the sequence leaves the context's; the rows of logits from `first` on that are still known."""
+    def _logits(self, tokens: list[int], first: int) -> Iterator[NDArray[np.float32]]:
+        """Rows of logits from place `first` to the last but one: those that are known, then what has to be read."""
+        yield self._known(tokens, first)
+        while (begin := self._context.n_past) < len(tokens) - 1:
+            read = self._context.eval(tokens[begin : min(begin + ROWS, len(tokens) - 1)], logits="all")
+            beside = max(0, len(self._kept) + len(read) - ROWS)  # the oldest rows, for which there is no room
+            self._kept = np.concatenate([self._kept[beside:], read])
+            yield read[max(0, first - begin) :]
+
+    def _known(self, tokens: list[int], first: int) -> NDArray[np.float32]:
+        """Go to where the sequence leaves the context's, or to `first`; the rows from `first` to there, if they are kept."""
         held = self._context.tokens
         shared = 0
         while shared < min(len(held), len(tokens) - 1) and held[shared] == tokens[shared]:
             shared += 1
-        oldest = len(held) - (0 if self._last is None else len(self._last))  # the place of the first row in _last
-        if oldest <= first < shared and self._last is not None:
-            known = self._last[first - oldest : shared - oldest]
-            self._last = self._last[: shared - oldest]
+        oldest = len(held) - len(self._kept)  # the place of the first row kept
+        if oldest <= first < shared:
+            self._kept = self._kept[: shared - oldest]
             self._context.rewind(shared)
-            return known
-        self._context.rewind(min(shared, first))
-        self._last = None
-        if self._context.n_past < first:
-            self._context.eval(tokens[self._context.n_past : first])
-        return None
+            return self._kept[first - oldest :]
+        self._kept = self._none
+        begin = min(shared, first)
+        self._context.rewind(begin)
+        if first - begin > ROWS:  # else a few rows more cost less than a step more
+            self._context.eval(tokens[begin:first])
+        return self._none

@@ -13,6 +13,7 @@ from .huggingface import read_huggingface
 from .llama2c import is_headless, read_llama2c
 from .meta import read_meta
 from .model_file import ModelFile
+from .other_files import is_there
 
 __all__ = ["ModelFile", "open_model_file"]
 
@@ -70,7 +71,7 @@ def open_model_file(path: Path, *, mmap: bool = True) -> ModelFile:
 
 def _folder(path: Path, mmap: bool) -> ModelFile:
     for marker, read in BY_MARKER.items():
-        if (path / marker).is_file():
+        if is_there(path / marker):
             return read(path, mmap=mmap)
     raise FormatError(
         f"{path}: this folder holds neither config.json (Hugging Face) nor params.json (Meta); name a model file in it"

@@ -118,7 +118,7 @@ def _rows(data: NDArray[np.uint8], place: Place) -> Rows:
     blocks = data.reshape(shape)
     if not place.stored.in_pairs:
         return blocks
-    return MadeRows(shape, lambda rows: halves_from_pairs(blocks[rows], place.format))
+    return MadeRows(shape, lambda rows: halves_from_pairs(blocks[rows], place.format), (blocks,))
 
 
 def _sizes(file: GgmlFile, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .ggml_file import GgmlFile, Place, scan
 from .joined_rows import Rows, below, beside
+from .other_files import is_there
 
 EMBEDDING = "tok_embeddings.weight"
 CUT_BY_COLUMNS = (EMBEDDING, ".attention.wo.weight", ".feed_forward.w2.weight")  # ends of names
@@ -35,7 +36,7 @@ def scan_parts(path: Path) -> list[GgmlFile]:
     parts = [first]
     for i in range(1, n_embd // share):
         further = path.with_name(f"{path.name}.{i}")
-        if not further.is_file():
+        if not is_there(further):
             raise first.error(
                 f"this is one of the {n_embd // share} parts of a model, and part {i + 1}, {further.name}, is missing; "
                 "all of them have to be in one folder"

@@ -26,6 +26,7 @@ from .huggingface_tokenizer import tokenizer_metadata
 from .huggingface_weights import Weight, reordered
 from .json_object import JsonObject, read_object
 from .model_file import ModelFile
+from .other_files import is_there
 from .safetensors import SafetensorsFile, read_safetensors
 
 # Class of transformers, as config.json names it -> what reads it, and the name of its embedding
@@ -38,6 +39,7 @@ FAMILIES: dict[str, tuple[Callable[[JsonObject], Llama | Falcon], str]] = {
     "RWForCausalLM": (partial(Falcon, arch="falcon"), huggingface_falcon.EMBEDDING),
 }
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # general.file_type of GGUF
+COMPUTED = ".rotary_emb.inv_freq"  # stored by transformers of 2023, and what `rope_freqs` is computed to
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -62,7 +64,9 @@ def read_huggingface(folder: Path, *, mmap: bool = True) -> ModelFile:
     if family.n_layer > len(files):  # before a damaged number becomes a long loop
         raise config.error(f"{family.n_layer} layers are too many for the {len(files)} tensors of the folder")
     n_vocab = table.shape[0]
-    tensors = {w.name: files.tensor(w) for w in family.weights(n_vocab) if not w.optional or w.stored in files}
+    weights = list(family.weights(n_vocab))
+    files.check_read_by(weights)
+    tensors = {w.name: files.tensor(w) for w in weights if not w.optional or w.stored in files}
     metadata: dict[str, Any] = {
         "general.name": folder.resolve().name,
         "general.file_type": FILE_TYPES[table.format.name],
@@ -89,13 +93,13 @@ class _Stored:
     def __init__(self, folder: Path, mmap: bool) -> None:
         self._folder = folder
         self._files: dict[str, SafetensorsFile] = {}  # by the file's name
-        if (folder / WEIGHTS).is_file():
+        if is_there(folder / WEIGHTS):
             self._files[WEIGHTS] = read_safetensors(folder / WEIGHTS, mmap=mmap)
             self._place = dict.fromkeys(self._files[WEIGHTS].entries, WEIGHTS)
-        elif (folder / INDEX).is_file():
+        elif is_there(folder / INDEX):
             self._place = _weight_map(read_object(folder / INDEX))
             for name in sorted(set(self._place.values())):
-                if not (folder / name).is_file():
+                if not is_there(folder / name):
                     raise FormatError(f"{folder}: the folder lacks {name}, which {INDEX} names; download it too")
                 self._files[name] = read_safetensors(folder / name, mmap=mmap)
         else:
@@ -110,6 +114,16 @@ class _Stored:
     def check(self) -> None:
         for file in self._files.values():
             file.check()
+
+    def check_read_by(self, weights: list[Weight]) -> None:
+        """ModelError: there is a tensor that the model does not read, so that its logits would not be what was trained."""
+        known = {weight.stored for weight in weights} | {"lm_head.weight"}  # which some store though it is tied
+        unread = [name for name in self._place if name not in known and not name.endswith(COMPUTED)]
+        if unread:
+            raise ModelError(
+                f"{self._folder}: there is a tensor {min(unread)[:80]!r}, which the architectures supported here do not read: "
+                "this is a variant that is not supported"
+            )
 
     def tensor(self, weight: Weight) -> Tensor:
         """FormatError: it is missing, of a dtype that is not read, or of another shape than the config makes it (if not ())."""

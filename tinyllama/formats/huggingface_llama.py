@@ -42,7 +42,7 @@ class Llama:
         self.made = {} if factors is None else {"rope_freqs.weight": _float32("rope_freqs.weight", factors)}
         self.metadata: dict[str, Any] = {
             "general.architecture": arch,
-            f"{arch}.context_length": _context_length(config, arch),
+            f"{arch}.context_length": config.size("max_position_embeddings", default=2048),
             f"{arch}.embedding_length": self.n_embd,
             f"{arch}.block_count": self.n_layer,
             f"{arch}.feed_forward_length": self._n_ff,
@@ -53,6 +53,8 @@ class Llama:
             f"{arch}.attention.layer_norm_rms_epsilon": config.number("rms_norm_eps", default=1e-6),
             **rope,
         }
+        if "sliding_window" in config and config.flag("use_sliding_window", default=arch != "qwen2"):
+            self.metadata[f"{arch}.attention.sliding_window"] = config.size("sliding_window")
 
     def weights(self, n_vocab: int) -> Iterator[Weight]:
         n, ff = self.n_embd, self._n_ff
@@ -79,14 +81,6 @@ class Llama:
         yield Weight("model.norm.weight", "output_norm.weight", (n,))
         if not self._tied:
             yield Weight("lm_head.weight", "output.weight", (n_vocab, n))
-
-
-def _context_length(config: JsonObject, arch: str) -> int:
-    """Not beyond a sliding window: a token here sees all tokens before it, so a longer text would be computed wrongly."""
-    length = config.size("max_position_embeddings", default=2048)
-    if config.flag("use_sliding_window", default=arch != "qwen2"):
-        length = min(length, config.size("sliding_window", default=length))
-    return length
 
 
 def _float32(name: str, values: np.ndarray) -> Tensor:

@@ -13,6 +13,7 @@ from ops.errors import FormatError
 from ..tokenizer.sentencepiece import SPACE
 from ..tokenizer.token_kinds import END_TEXTS, TokenKind
 from .json_object import JsonObject, read_optional
+from .other_files import is_there
 from .sentencepiece_model import sentencepiece_metadata
 from .tokenizer_json import has_byte_fallback, tokenizer_json_metadata
 
@@ -48,7 +49,7 @@ def tokenizer_metadata(folder: Path, config: JsonObject, n_vocab: int) -> dict[s
 def _vocabulary(folder: Path, tokenizer: JsonObject, settings: JsonObject, n_vocab: int) -> dict[str, Any]:
     """Of tokenizer.model, if there is one: it has the scores themselves. The arrays may be written to."""
     path = folder / "tokenizer.model"
-    if path.is_file() and (not tokenizer.values or has_byte_fallback(tokenizer)):
+    if is_there(path) and (not tokenizer.values or has_byte_fallback(tokenizer)):
         metadata = sentencepiece_metadata(path)
         n = len(metadata[f"{KEY}tokens"])
         if n > n_vocab:
@@ -139,7 +140,7 @@ def _added_around(metadata: dict[str, Any], tokens: list[str], settings: JsonObj
 def _chat_template(folder: Path, settings: JsonObject) -> str | None:
     """chat_template.jinja, or of tokenizer_config.json; where it has several, the one named default."""
     path = folder / "chat_template.jinja"
-    if path.is_file():
+    if is_there(path):
         with path.open("rb") as file:
             data = file.read(MAX_TEMPLATE_BYTES + 1)
         try:

@@ -57,9 +57,9 @@ def reordered(tensor: Tensor, order: Order) -> Tensor:
     data, n = tensor.data, tensor.shape[0]
     if len(tensor.shape) == 1:
         elements = data[0].reshape(n, -1)
-        made = MadeRows((1, data.nbytes), lambda rows: elements[order(np.arange(n))].reshape(1, -1)[rows])
+        made = MadeRows((1, data.nbytes), lambda rows: elements[order(np.arange(n))].reshape(1, -1)[rows], (data,))
     else:
-        made = MadeRows((n, data.shape[1]), lambda rows: data[order(_numbers(rows, n))])
+        made = MadeRows((n, data.shape[1]), lambda rows: data[order(_numbers(rows, n))], (data,))
     return Tensor(tensor.name, tensor.shape, tensor.format, made)
 
 

@@ -17,7 +17,7 @@ Rows = NDArray[np.uint8] | MadeRows  # uint8[rows, bytes per row]
 def beside(parts: Sequence[Rows]) -> MadeRows:
     """Parts with the same rows, each with its share of the columns."""
     n_bytes = sum(part.shape[1] for part in parts)
-    return MadeRows((len(parts[0]), n_bytes), lambda rows: np.concatenate([part[rows] for part in parts], axis=1))
+    return MadeRows((len(parts[0]), n_bytes), lambda rows: np.concatenate([part[rows] for part in parts], axis=1), (*parts,))
 
 
 def below(parts: Sequence[Rows]) -> MadeRows:
@@ -37,4 +37,4 @@ def below(parts: Sequence[Rows]) -> MadeRows:
             made[here] = part[numbers[here] - begin]
         return made
 
-    return MadeRows((n_rows, parts[0].shape[1]), make)
+    return MadeRows((n_rows, parts[0].shape[1]), make, (*parts,))

@@ -9,6 +9,8 @@ from typing import Any
 
 from ops.errors import FormatError
 
+from .other_files import is_there
+
 MAX_FILE_BYTES = 2**26  # a tokenizer.json of 256,000 tokens has 35 MB
 MAX_SIZE = 2**31 - 1  # of what a config counts
 _NOT_GIVEN: Any = object()
@@ -35,8 +37,8 @@ def parse_object(text: bytes | memoryview, source: str) -> dict[str, Any]:
 
 
 def read_object(path: Path) -> JsonObject:
-    """The object that a JSON file holds. FormatError as in parse_object, or if the file is missing or huge."""
-    if not path.is_file():
+    """The object that a JSON file holds. FormatError as in parse_object, or if the file is missing, huge, or no file."""
+    if not is_there(path):
         raise FormatError(f"{path.parent}: the folder lacks {path.name}; download it too")
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
         raise FormatError(f"{path}: {size} bytes are too many for this file, {MAX_FILE_BYTES} are the limit")
@@ -45,7 +47,7 @@ def read_object(path: Path) -> JsonObject:
 
 def read_optional(path: Path) -> JsonObject:
     """As read_object, but an empty object where there is no such file."""
-    return read_object(path) if path.is_file() else JsonObject(str(path), {})
+    return read_object(path) if is_there(path) else JsonObject(str(path), {})
 
 
 class JsonObject:

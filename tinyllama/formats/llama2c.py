@@ -169,7 +169,7 @@ def _of_groups(path: Path, name: str, shape: tuple[int, ...], data: NDArray[np.u
         return values.view(np.uint8)
 
     format, make = (Q8, blocks) if is_blocks else (F32, floats)
-    return Tensor(name, shape, format, MadeRows((n_rows, format.row_bytes(n)), make))
+    return Tensor(name, shape, format, MadeRows((n_rows, format.row_bytes(n)), make, (data,)))
 
 
 def _metadata(path: Path, header: Header) -> dict[str, Any]:

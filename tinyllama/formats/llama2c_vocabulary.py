@@ -20,6 +20,7 @@ from ops.errors import FormatError
 from ..tokenizer.sentencepiece import SPACE
 from ..tokenizer.token_kinds import TokenKind
 from .ggml_vocabulary import SPECIAL
+from .other_files import is_there
 
 MAX_BYTES = 2**24
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -48,7 +49,7 @@ def vocabulary(model: Path, n_vocab: int) -> dict[str, Any]:
 def _beside(model: Path, n_vocab: int) -> Path:
     names = (f"tok{n_vocab}.bin", "tokenizer.bin")
     for name in names:
-        if (path := model.with_name(name)).is_file():
+        if is_there(path := model.with_name(name)):
             return path
     raise FormatError(f"{model}: the vocabulary is missing; put llama2.c's {names[1]} (or {names[0]}) beside the model's file")
 

@@ -21,6 +21,7 @@ from .file_bytes import Check
 from .joined_rows import below, beside
 from .json_object import JsonObject, read_object
 from .model_file import ModelFile
+from .other_files import is_there
 from .rope_scaling import rope_metadata
 from .sentencepiece_model import sentencepiece_metadata
 from .tiktoken_model import tiktoken_metadata
@@ -92,7 +93,7 @@ def _shards(folder: Path, params: JsonObject, mmap: bool) -> tuple[list[Mapping[
 
 def _shard(folder: Path, i: int, n: int = 1) -> Path:
     path = folder / f"consolidated.{i:02d}.pth"
-    if not path.is_file():
+    if not is_there(path):
         whole = f"one of {n} parts of the model" if n > 1 else "the first part of the model"
         raise FormatError(f"{folder}: the folder lacks {path.name}, {whole}; download it too")
     return path
@@ -180,7 +181,7 @@ def _rope(params: JsonObject) -> JsonObject:
 def _tokenizer(folder: Path, n_vocab: int) -> dict[str, Any]:
     """tokenizer.model lies in the folder, or in the one above, which LLaMA 1's sizes shared."""
     above = folder.absolute().parent
-    path = next((place / "tokenizer.model" for place in (folder, above) if (place / "tokenizer.model").is_file()), None)
+    path = next((place / "tokenizer.model" for place in (folder, above) if is_there(place / "tokenizer.model")), None)
     if path is None:
         raise FormatError(f"{folder}: neither this folder nor the one above has a tokenizer.model; put the model's there")
     with path.open("rb") as file:

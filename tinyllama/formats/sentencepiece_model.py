@@ -22,6 +22,8 @@ import numpy as np
 
 from ops.errors import FormatError, ModelError
 
+from .other_files import is_there
+
 VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5  # how a value is stored
 MAX_BYTES = 2**24  # of the file; that of Gemma's 256,000 tokens has 4 MB
 MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
@@ -63,7 +65,7 @@ def sentencepiece_metadata(path: Path) -> dict[str, Any]:
 
 
 def _whole_file(path: Path) -> memoryview:
-    if not path.is_file():
+    if not is_there(path):
         raise FormatError(f"{path}: there is no such file; a model's tokenizer has to lie beside it")
     size = path.stat().st_size
     if size > MAX_BYTES:

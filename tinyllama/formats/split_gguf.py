@@ -16,6 +16,7 @@ from ops.errors import FormatError
 from ops.tensor import Tensor
 
 from .model_file import ModelFile
+from .other_files import is_there
 
 NO, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -39,7 +40,7 @@ def join_parts(file: ModelFile, read_part: Callable[[Path], ModelFile]) -> Model
     name, _, written = match.groups()
     paths = [file.path.with_name(f"{name}-{i:05d}-of-{written}.gguf") for i in range(1, int(written) + 1)]
     for path in paths:
-        if not path.is_file():
+        if not is_there(path):
             raise FormatError(
                 f"{file.path}: this model is in {int(written)} files, and {path.name} is missing; "
                 "all of them have to be in one folder"

@@ -200,7 +200,8 @@ def _tensor(path: Path, name: str, piece: Piece) -> Tensor:
         raise FormatError(f"{path}: tensor {name[:80]!r} does not lie row by row in the file; save it again, contiguous")
     numbers = storage.numbers.view(f"<u{width}")[piece.offset :]
     matrix = as_strided(numbers, shape, [stride * width for stride in piece.strides], writeable=False).reshape(n_rows, -1)
-    return Tensor(name, shape, storage.format, MadeRows((n_rows, row_bytes), lambda rows: _bytes(matrix[rows])))
+    made = MadeRows((n_rows, row_bytes), lambda rows: _bytes(matrix[rows]), (storage.numbers,))
+    return Tensor(name, shape, storage.format, made)
 
 
 def _row_by_row(shape: tuple[int, ...]) -> tuple[int, ...]:
