@@ -139,7 +139,7 @@ def test_a_plan_counts_its_launches(backend):
 
 def test_weights_lie_where_the_file_is_mapped(backend):
     """Where the device shares the host's memory, the buffer is the array itself: what changes there is seen by the kernel."""
-    if not backend.runtime._shares_memory:
+    if not backend.runtime.shares_memory:
         pytest.skip("this device has memory of its own")
     w = np.eye(8, dtype=np.float32)
     weight = backend.weight(Tensor("w", w.shape, ops.FORMATS["F32"], w.view(np.uint8)))

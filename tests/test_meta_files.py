@@ -196,6 +196,12 @@ def test_a_file_is_missing(name, says, folder):
     refused(folder, says)
 
 
+def test_weights_in_another_format(folder):
+    (folder / "consolidated.00.pth").unlink()
+    (folder / "consolidated.safetensors").write_bytes(b"")
+    refused(folder, r"its weights are in consolidated\.safetensors, .* take the model's Hugging Face folder")
+
+
 def test_files_that_do_not_belong_together(folder, tmp_path):
     shutil.copy(DATA / "legacy" / "consolidated.01.pth", folder)
     refused(folder, r"consolidated\.01\.pth: this part and consolidated\.00\.pth do not belong to one model")

@@ -63,3 +63,8 @@ def test_what_is_no_disk_is_not_called_full() -> None:
     told = pytest.raises(OptionError, match=r"cannot write /proc/out: .*nothing of it was kept")
     with told, module.new_file(Path("/proc/out"), 3):
         pass
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"cannot write .*xxx: File name too long"):
+        module.check_target(tmp_path / ("x" * 300), [], force=False)

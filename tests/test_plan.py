@@ -209,7 +209,8 @@ def files(smollm2, tmp_path_factory) -> dict[str, Path]:
     [
         ("smollm2", 256, 0, -1), ("smollm2", 2048, 0, -1), ("smollm2", 512, 0, 0), ("smollm2", 512, 0, 300 * MIB),
         ("ggjt1", 512, 0, -1), ("ggjt2", 512, 0, -1), ("ggml", 512, 0, -1), ("hf", 512, 0, -1), ("meta", 512, 0, -1),
-        ("smollm2", 512, 15, -1), ("smollm2", 512, 31, -1), ("ggjt1", 512, 9, -1), ("ggml", 512, 9, -1), ("hf", 512, 4, -1),
+        ("smollm2", 512, 15, -1), ("smollm2", 512, 31, -1), ("ggjt1", 512, 9, -1), ("ggml", 512, 9, -1), ("meta", 512, 4, -1),
+        ("ggml", 512, 0, 0), ("ggml", 512, 0, 60 * MIB),
     ],
 )  # fmt: skip
 def test_what_is_resident_was_planned(files, model, n_ctx, ngl, weights_memory):

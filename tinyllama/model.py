@@ -78,7 +78,8 @@ class Model:
         device (or main_gpu): which of the backend's devices, by number or a part of its name; device_memory: bytes it may use;
         device_features: the kernels for another kind of device than the one found.
         type_k, type_v: of the KV cache; None for what each backend prefers.
-        n_ctx: places of a context, None or 0 for the model's own; n_batch: tokens of a prompt computed at once.
+        n_ctx: places of a context, None or 0 for the model's own (beyond config.n_swa, its sliding window, a token sees what it
+        was not trained to see); n_batch: tokens of a prompt computed at once.
         mmap: False reads the file into memory; n_threads: None for all cores; weights_memory: bytes that may hold weights in
         float32, None for what is free, 0 to convert at every use; fuse: False runs primitive ops only, so that every value of
         the graph can be seen.

@@ -37,6 +37,8 @@ def _head(plan: MemoryPlan) -> Iterator[str]:
         f"{8 * file.nbytes / file.n_params:.2f} bits a weight"
     )
     yield f"n_ctx = {plan.demand.n_ctx}, n_batch = {plan.demand.n_batch}, -ngl {plan.n_offloaded} of {plan.n_layer + 1}"
+    if cfg.n_swa and plan.demand.n_ctx > cfg.n_swa:
+        yield f"beyond the model's sliding window of {cfg.n_swa} tokens, results are not its own"
 
 
 def _weights(plan: MemoryPlan) -> Iterator[str]:

@@ -133,7 +133,7 @@ class MemoryPlan:
             size = 4 * tensor.n_params
             if size <= left:
                 weights, left = weights + size, left - size
-            else:
+            elif self.file.mapped:  # else the program has it already
                 mapped += tensor.nbytes
         return HostNeeds(
             weights=weights,

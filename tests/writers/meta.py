@@ -115,7 +115,8 @@ def shares(tiny: TinyLlama, n: int, embedding_axis: int = 1) -> list[dict[str, A
         for file, share in zip(files, cut, strict=True):
             file[meta] = np.ascontiguousarray(share)
     for file in files:  # LLaMA 1 and 2 have it
-        file["rope.freqs"] = np.ones(tiny.n_embd // tiny.n_head // 2, np.float32)
+        freqs = np.ones(tiny.n_embd // tiny.n_head // 2, np.float32)  # LLaMA 1 has them in each layer too
+        file |= {"rope.freqs": freqs, "layers.0.attention.inner_attention.rope.freqs": freqs}
     return files
 
 

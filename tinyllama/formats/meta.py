@@ -35,7 +35,8 @@ OF_A_LAYER = {
 }  # fmt: skip
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # general.file_type of GGUF
 CUT_INTO_COLUMNS = ("attn_output", "ffn_down")
-NOT_WEIGHTS = ("rope.freqs",)  # rope's frequencies, which follow from params.json
+# rope's frequencies, which follow from params.json; LLaMA 1 has them in each layer, as attention.inner_attention.rope.freqs
+COMPUTED = "rope.freqs"
 _NAME = re.compile(r"(?:layers\.(\d+)\.)?(.+)\.weight")
 
 
@@ -49,7 +50,7 @@ def read_meta(folder: Path, *, mmap: bool = True) -> ModelFile:
     shards, checks = _shards(folder, params, mmap)
     tensors = {}
     for stored in shards[0]:
-        if stored not in NOT_WEIGHTS:
+        if not stored.endswith(COMPUTED):
             name = _gguf_name(folder, stored)
             tensors[name] = _joined(folder, stored, name, [shard[stored] for shard in shards], params.size("dim"))
     embedding, gate = (_required(folder, tensors, name) for name in ("token_embd.weight", "blk.0.ffn_gate.weight"))
@@ -94,6 +95,11 @@ def _shards(folder: Path, params: JsonObject, mmap: bool) -> tuple[list[Mapping[
 def _shard(folder: Path, i: int, n: int = 1) -> Path:
     path = folder / f"consolidated.{i:02d}.pth"
     if not is_there(path):
+        if is_there(folder / "consolidated.safetensors"):
+            raise FormatError(
+                f"{folder}: its weights are in consolidated.safetensors, as in Mistral's folders of today, which are not read; "
+                "take the model's Hugging Face folder, or a GGUF file of it"
+            )
         whole = f"one of {n} parts of the model" if n > 1 else "the first part of the model"
         raise FormatError(f"{folder}: the folder lacks {path.name}, {whole}; download it too")
     return path

@@ -22,6 +22,11 @@ def check_target(path: Path, sources: list[Path], *, force: bool) -> None:
     OptionError: its folder is missing, it is no regular file, it is one of the files read, or it is there and `force` is off.
     And a file that is not GGUF is never overwritten: a model's shards, config and vocabulary lie beside each other.
     """
+    with _told(path):
+        _check(path, sources, force)
+
+
+def _check(path: Path, sources: list[Path], force: bool) -> None:
     if not path.parent.is_dir():
         raise OptionError(f"cannot write {path}: there is no folder {path.parent}")
     if path.is_dir():
@@ -42,7 +47,7 @@ def check_target(path: Path, sources: list[Path], *, force: bool) -> None:
 
 def _may_be_lost(path: Path) -> bool:
     """Is it a GGUF file, or an empty one?"""
-    with _told(path), path.open("rb") as file:
+    with path.open("rb") as file:
         return file.read(4) in (b"GGUF", b"")
 
 
