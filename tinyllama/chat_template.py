@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
 
 from ops.errors import ModelError, OptionError
 
 from .chat_formats import FORMATS, ChatFormat
-from .sandbox import Sandbox
+from .sandbox import run_template
 
 KEY = "tokenizer.chat_template"  # of a model's own template, in its file
 
@@ -56,50 +49,16 @@ def render(
     continue, raise_exception(), strftime_now(), and a tojson that escapes nothing for HTML. add_generation_prompt: end
     with the beginning of a reply; extra: further variables.
 
-    ModelError: the template is no Jinja, refuses the conversation, fails, or breaks a limit of the sandbox.
+    ModelError: the template is no Jinja, refuses the conversation, fails, or breaks a limit of the sandbox; OptionError: what
+    is given is not made of text, numbers, lists and dicts.
     """
-    sandbox = Sandbox(
-        extensions=["jinja2.ext.loopcontrols", _GenerationTag],
-        functions={"raise_exception": _raise_exception, "strftime_now": lambda form: datetime.now().strftime(form)},
-        filters={"tojson": _tojson},
-    )
-    try:
-        return sandbox.program(template).render(
-            messages=[dict(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            bos_token=bos_token,
-            eos_token=eos_token,
+    return run_template(
+        template,
+        {
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": bos_token,
+            "eos_token": eos_token,
             **extra,
-        )
-    except ModelError:
-        raise
-    except jinja2.TemplateSyntaxError as error:
-        raise ModelError(f"the chat template cannot be used: line {error.lineno}: {error.message}") from error
-    except RecursionError as error:
-        raise ModelError("the chat template cannot be used: it is nested too deeply") from error
-    except Exception as error:  # it is a program: any error of Python may come out of it
-        raise ModelError(f"the chat template failed: {error or type(error).__name__}") from error
-
-
-class _GenerationTag(Extension):
-    """{% generation %} ... {% endgeneration %} marks replies for training; for a prompt it is what stands inside."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja declares it so)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-def _raise_exception(message: str) -> None:
-    raise ModelError(f"the chat template refuses this conversation: {message}")
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        },
+    )

@@ -80,8 +80,8 @@ def add_batch_size(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("-b", "--batch-size", type=integer(1), default=512, metavar="N", help=told)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, how much context, and where it is computed."""
+def add_model_arguments(parser: argparse.ArgumentParser, ctx_size: int = 0) -> None:
+    """Which model, how much context (its default), and where it is computed."""
     group = parser.add_argument_group("model")
     add_model_name(group)
     add = group.add_argument
@@ -89,9 +89,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "-c",
         "--ctx-size",
         type=integer(0),
-        default=0,
+        default=ctx_size,
         metavar="N",
-        help="places of the context; 0: the model's own (default)",
+        help="places of the context; 0: the model's own (default: %(default)s)",
     )
     add_batch_size(group)
     add("-t", "--threads", type=integer(1, 1024), default=None, metavar="N", help="threads (default: all cores)")

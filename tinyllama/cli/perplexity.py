@@ -17,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("text").add_argument
     add("-f", "--file", type=Path, required=True, metavar="FILE", help="the text, UTF-8")
     add("--chunks", type=integer(1), default=None, metavar="N", help="windows to read (default: all of the text)")
-    add_model_arguments(parser)
-    parser.set_defaults(ctx_size=512)
+    add_model_arguments(parser, ctx_size=512)
 
 
 def run(args: argparse.Namespace) -> int:

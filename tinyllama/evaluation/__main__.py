@@ -22,6 +22,8 @@ def main() -> int:
     except TinyLlamaError as error:
         print(f"tinyllama: {printable(str(error))}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as shells count
     return 0
 
 
