@@ -64,7 +64,7 @@ class Bare:
 
 
 class LlamaCpp:
-    def __init__(self, path, n_threads):
+    def __init__(self, path, n_threads, n_ctx=1024):
         import llama_cpp
 
         self.api = llama_cpp
@@ -73,26 +73,26 @@ class LlamaCpp:
         llama_cpp.llama_log_set(self.silent, None)
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = 1024, N_PROMPT, N_PROMPT
+        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, N_PROMPT, N_PROMPT
         params.n_threads = params.n_threads_batch = n_threads
         self.context = llama_cpp.llama_init_from_model(model, params)
 
-    def _read(self, tokens):
+    def read(self, tokens):
         array = (self.api.llama_token * len(tokens))(*tokens)
         self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(tokens)))
         self.api.llama_get_logits_ith(self.context, -1)
 
-    def _clear(self):
+    def clear(self):
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
 
     def prefill(self):
-        self._clear()
-        self._read(range(100, 100 + N_PROMPT))
+        self.clear()
+        self.read(range(100, 100 + N_PROMPT))
 
     def decode(self):
-        self._clear()
+        self.clear()
         for token in range(100, 100 + N_GEN):
-            self._read([token])
+            self.read([token])
 
 
 def sgemm_flops() -> float:

@@ -73,7 +73,7 @@ def test_falcon_40b_fits_one_a100(capsys):
 @pytest.mark.parametrize(
     ("shape", "billions"),
     [("llama-7b", 6.7), ("llama-13b", 13.0), ("llama-30b", 32.5), ("llama-65b", 65.2), ("llama2-70b", 69.0),
-     ("falcon-7b", 7.2), ("falcon-40b", 41.8), ("falcon-180b", 179.5)],
+     ("tinyllama-1.1b", 1.1), ("falcon-7b", 7.2), ("falcon-40b", 41.8), ("falcon-180b", 179.5)],
 )  # fmt: skip
 @pytest.mark.parametrize("type", ["Q4_0", "q4_k_m", "Q8_0", "f16"])
 def test_every_shape_in_every_type(shape, billions, type):
@@ -230,4 +230,5 @@ def test_what_is_resident_was_planned(files, model, n_ctx, ngl, weights_memory):
     for _ in range(2 if ngl else 1):
         run = [sys.executable, "-c", RUN, path, str(n_ctx), str(ngl), str(weights_memory)]
         measured = int(subprocess.run(run, capture_output=True, check=True, timeout=300).stdout)
-    assert counted == pytest.approx(measured, rel=0.05)
+    driver = 12 * MIB if ngl else 0  # PoCL's own code and its kernels' are not of one size on all CPUs
+    assert counted == pytest.approx(measured, rel=0.05, abs=driver)

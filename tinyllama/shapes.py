@@ -50,7 +50,8 @@ def falcon(n_embd: int, n_layer: int, n_head: int, n_head_kv: int) -> dict[str, 
     }
 
 
-# Touvron et al. 2023 (arXiv 2302.13971, table 2; 2307.09288), Almazrouei et al. 2023 (arXiv 2311.16867, table 15)
+# Touvron et al. 2023 (arXiv 2302.13971, table 2; 2307.09288), Zhang et al. 2024 (arXiv 2401.02385),
+# Almazrouei et al. 2023 (arXiv 2311.16867, table 15)
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-7b": llama(4096, 32, 32, 11008),
     "llama-13b": llama(5120, 40, 40, 13824),
@@ -59,6 +60,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama2-7b": llama(4096, 32, 32, 11008, n_ctx=4096),
     "llama2-13b": llama(5120, 40, 40, 13824, n_ctx=4096),
     "llama2-70b": llama(8192, 80, 64, 28672, n_head_kv=8, n_ctx=4096),
+    "tinyllama-1.1b": llama(2048, 22, 32, 5632, n_head_kv=4),
     "falcon-7b": falcon(4544, 32, 71, 1),
     "falcon-40b": falcon(8192, 60, 128, 8),
     "falcon-180b": falcon(14848, 80, 232, 8),

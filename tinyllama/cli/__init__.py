@@ -11,7 +11,7 @@ from .arguments import (
     model_options,
     sampling_from,
 )
-from .progress import prompt_bar, warm_up
+from .progress import file_bar, prompt_bar, warm_up
 from .terminal import INTERRUPTED, Parser, guarded
 from .text import prompt_from
 
@@ -21,6 +21,7 @@ __all__ = [
     "add_model_arguments",
     "add_prompt_arguments",
     "add_sampling_arguments",
+    "file_bar",
     "guarded",
     "model_options",
     "prompt_bar",

@@ -18,7 +18,7 @@ HELP = "what a run will take of memory, before it runs"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL_OR_SHAPE", help="a model, or a shape by name: llama-7b, llama-13b, llama-30b, llama-65b, "
-        "llama2-7b, llama2-13b, llama2-70b, falcon-7b, falcon-40b, falcon-180b")  # fmt: skip
+        "llama2-7b, llama2-13b, llama2-70b, tinyllama-1.1b, falcon-7b, falcon-40b, falcon-180b")  # fmt: skip
     add("type", metavar="TYPE", nargs="?", default=None,
         help="what the weights are quantised to, such as q4_0 or Q4_K_M (default: a model's own, a shape's Q4_0)")  # fmt: skip
     add("-c", "--ctx-size", type=integer(0), default=0, metavar="N", help="places of the context; 0: the model's own (default)")
