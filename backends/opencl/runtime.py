@@ -20,7 +20,8 @@ from ..device.launch import Launch
 from ..device.runtime import Limits, Memory, Runtime, argument, first_line
 from ..device.sources import source
 
-OPTIONS = ["-cl-mad-enable", "-cl-std=CL1.2"]  # a * b + c may be one instruction; nothing else may be rounded differently
+# a * b + c may be one instruction, nothing else may be rounded differently; no warnings, whose number PoCL writes to stderr
+OPTIONS = ["-cl-mad-enable", "-cl-std=CL1.2", "-w"]
 LOST = {cl.status_code.DEVICE_NOT_AVAILABLE, cl.status_code.INVALID_COMMAND_QUEUE, cl.status_code.INVALID_CONTEXT}
 FULL = {cl.status_code.MEM_OBJECT_ALLOCATION_FAILURE, cl.status_code.OUT_OF_RESOURCES, cl.status_code.OUT_OF_HOST_MEMORY}
 
