@@ -1,7 +1,17 @@
-"""`python -m tinyllama` is the command `tinyllama`."""
+"""The command `tinyllama`, and `python -m tinyllama`."""
 
 import sys
 
-from .cli.main import main
 
-sys.exit(main())
+def main() -> int:
+    """Ctrl-C while the command's modules are read ends it as quietly as later."""
+    try:
+        from .cli.main import main as command
+
+        return command()
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as shells count
+
+
+if __name__ == "__main__":
+    sys.exit(main())
