@@ -50,10 +50,10 @@ FUNCTION void store_floats(float* p, floats x) { to_array(p, x); }
 typedef int16 ints;  // OpenCL C has such types; its int16 is not a short number
 typedef float16 floats;
 
-#if LANES == 1 || defined(__x86_64__)
+#if LANES == 1 || (defined(__x86_64__) && !defined(__AVX512F__))
 // Compilers for CPUs are made of clang, and in these words it reads and converts sixteen numbers in one instruction. The
-// standard's functions for it, below, are really called by some (PoCL 3.0), which takes several times as long; and if PoCL
-// knows the CPU less well than the library of these functions does (Zen 4), its compiler fails at such a call.
+// standard's functions for it, below, are really called by some (PoCL 3.0), which takes several times as long. And where the
+// compiler knows no AVX-512 and the library of these functions uses it (PoCL 3.0 on Zen 4), it fails at such a call.
 // A vector's address need not be a multiple of its size.
 typedef uchar16 loose_bytes __attribute__((aligned(1)));
 typedef char16 loose_chars __attribute__((aligned(1)));
