@@ -24,7 +24,7 @@ def smollm2() -> Path:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests start must hear of Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No deadline: machines that run tests are shared, and a slow example is no failure. Every run draws the same cases, so that what
-# fails once fails again; `--hypothesis-profile default` draws others.
+# No deadline: machines that run tests are shared, and a slow example is no failure. Every run draws the same cases: what fails
+# once fails again. `--hypothesis-profile default` draws others.
 settings.register_profile("tinyllama", deadline=None, derandomize=True)
 settings.load_profile("tinyllama")
