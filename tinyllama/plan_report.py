@@ -86,7 +86,10 @@ def _memory(plan: MemoryPlan, host: HostNeeds) -> Iterator[str]:
         amounts = [mib(getattr(needs, column)) if hasattr(needs, column) else "" for column in columns]
         yield f"  {name:<20}{layers:>6}" + "".join(f"{amount:>12}" for amount in amounts)
     if host.device:
-        yield f"  the {plan.device.name} device computes in the host's memory: its buffers, and its kernels, are there too"
+        yield (
+            f"  the {plan.device.name} device computes in the host's memory: its buffers and kernels are there too\n"
+            "  (a first run, which compiles the kernels, takes some 110 MiB more)"
+        )
     if plan.n_offloaded:
         layers = min(plan.n_offloaded, plan.n_layer)
         beside = " and beside the layers" if plan.n_offloaded > plan.n_layer else ""
