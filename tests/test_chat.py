@@ -157,14 +157,14 @@ def test_its_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one limit refuses another allows: it is the limit that refuses."""
     if sys.platform != "linux":
         pytest.skip("only Linux holds a process to a limit of its memory")
-    large = "{{ ('a' * 200_000_000) | length }}"
+    large = "{{ ('a' * 400_000_000) | length }}"
     monkeypatch.setattr(sandbox, "_worker", None)
-    monkeypatch.setattr(sandbox, "MEMORY_LIMIT", 150 << 20)
+    monkeypatch.setattr(sandbox, "MEMORY_LIMIT", 300 << 20)
     with pytest.raises(ModelError, match="more memory than it may"):
         render(large, HELLO)
     monkeypatch.setattr(sandbox, "_worker", None)
     monkeypatch.setattr(sandbox, "MEMORY_LIMIT", 1 << 30)
-    assert render(large, HELLO) == "200000000"
+    assert render(large, HELLO) == "400000000"
 
 
 ENDLESS = {
