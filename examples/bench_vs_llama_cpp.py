@@ -4,7 +4,7 @@ Both read the same file in the same process, in turns, so that other programs on
 their ratio are printed. Without a model it takes SmolLM2 as it comes (Q4_1) and in three more types, made with our own
 quantiser; --synthetic adds a LLaMA of 1.1 billion random weights, TinyLlama's sizes, in Q4_0 and Q4_K_M.
 
-Needs llama-cpp-python, which builds llama.cpp: docs/speed.md says how.
+Needs llama-cpp-python; docs/speed.md says how it is built, and what was measured.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Ours:
     def __init__(self, path: Path, n_threads: int, backend: str) -> None:
         self.model = Model.load(path, backend=backend, n_threads=n_threads, n_ctx=2048)
         self.context = self.model.context()
-        self.context.warm_up()
+        cli.warm_up(self.context)
 
     def read(self, tokens: list[int]) -> None:
         self.context.eval(tokens)
@@ -88,7 +88,8 @@ def smollm2(folder: Path, args: argparse.Namespace) -> Iterator[Path]:
     yield source
     for type in TYPES:
         out = folder / f"SmolLM2-135M.{type}.gguf"
-        quantize_file(source, out, type, allow_requantize=True, n_threads=args.threads)
+        with cli.file_bar(f"writing {out.name}") as progress:
+            quantize_file(source, out, type, allow_requantize=True, n_threads=args.threads, progress=progress)
         yield out
 
 

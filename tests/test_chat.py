@@ -207,6 +207,23 @@ def test_ctrl_c_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert render("{{ messages | length }}", HELLO) == "1"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_fork_leaves_its_parent_the_process() -> None:
+    script = """
+import os, sys
+from tinyllama import sandbox
+from tinyllama.chat_template import render
+render("", [])
+before = sandbox._worker
+if os.fork() == 0:
+    sys.exit(0 if render("{{ 1 + 1 }}", []) == "2" and sandbox._worker is not before else 1)
+_, status = os.wait()
+print(status, render("{{ 1 + 2 }}", []), sandbox._worker is before)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert said.stdout == "0 3 True\n", said.stderr
+
+
 def test_it_finds_no_module_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "jinja2.py").write_text("raise SystemExit")
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ from tinyllama.shapes import SHAPES, requantized, shape_file
 MIB, GIB = 2**20, 2**30
 TINY = Path(__file__).parent / "data" / "tiny"
 VOCABULARY = TINY.parent / "vocab" / "ggml-vocab-llama-spm.gguf"
-STORY = 0.03  # the issue's limit: figures of 2023 were rounded, and told by people
+STORY = 0.03  # figures of 2023 were rounded, and told by people
 
 
 def planned(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def opencl() -> OpenCL:
 
 @pytest.mark.parametrize("n", [1, 11, 31])
 def test_a_device_takes_what_was_planned(smollm2, n):
-    """By the runtime's own count of its buffers; the issue asks for 5%."""
+    """By the runtime's own count of its buffers; 5% is what docs/planning.md promises."""
     device = opencl()
     counted = plan(open_model_file(smollm2), n_ctx=512, n_gpu_layers=n)
     context = Model.load(smollm2, backend=device, n_gpu_layers=n, n_ctx=512).context()
@@ -214,7 +214,7 @@ def files(smollm2, tmp_path_factory) -> dict[str, Path]:
     ],
 )  # fmt: skip
 def test_what_is_resident_was_planned(files, model, n_ctx, ngl, weights_memory):
-    """In processes of their own, since one that has run tests is larger; 5% is the issue's limit.
+    """In processes of their own, since one that has run tests is larger; 5% is what docs/planning.md promises.
 
     On OpenCL the kernels are compiled by a first run, which takes more: PoCL keeps them for the next.
     """

@@ -10,7 +10,7 @@ def main() -> int:
 
         return command()
     except KeyboardInterrupt:
-        return 130  # 128 + SIGINT, as shells count
+        return 130  # cli.INTERRUPTED, which may not have been read yet
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from ops.graph import Graph
 from ops.tensor import Tensor
 
 from .build import build
+from .chat import prompt_tokens
+from .chat_template import chat_format
 from .checks import whole_number
 from .context import Context
 from .device_memory import Demand, Needs
@@ -203,9 +205,6 @@ class Model:
         ModelError: the file has no chat template, or it refuses the conversation; OptionError: no format of that name, or what
         is given are no messages.
         """
-        from .chat import prompt_tokens  # here: Jinja comes with it, and only a chat needs that
-        from .chat_template import chat_format
-
         form = chat_format(chat_template, self.metadata)
         return self.generate(
             prompt_tokens(messages, form, self.tokenizer),

@@ -71,7 +71,7 @@ class _Worker:
             encoding="ascii",
         )
         self._owner = os.getpid()
-        finalize(self, _end, self._process)  # when Python ends, too
+        finalize(self, _end, self._process, self._owner)  # when Python ends, too
         if self.ask("{}", START_LIMIT_S) is None:
             raise ModelError("the process that chat templates run in did not start: is jinja2 installed for this Python?")
 
@@ -93,17 +93,19 @@ class _Worker:
         except OSError:  # it died while it was told
             answer = ""
         except BaseException:  # Ctrl-C: its answer would come to the next question
-            _end(self._process)
+            _end(self._process, self._owner)
             raise
         finally:
             timer.cancel()
         if not answer.endswith("\n"):
-            _end(self._process)
+            _end(self._process, self._owner)
             return None
         return json.loads(answer)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str], owner: int) -> None:
+    if os.getpid() != owner:  # a fork has a copy of all this, but the process serves the one that started it
+        return
     process.kill()
     with suppress(OSError):  # what was not sent
         process.communicate()

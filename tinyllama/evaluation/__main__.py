@@ -6,6 +6,7 @@ import sys
 
 from ops.errors import TinyLlamaError
 
+from ..cli import INTERRUPTED
 from ..printable import printable
 
 
@@ -23,7 +24,7 @@ def main() -> int:
         print(f"tinyllama: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130  # 128 + SIGINT, as shells count
+        return INTERRUPTED
     return 0
 
 

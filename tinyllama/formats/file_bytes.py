@@ -11,10 +11,10 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.pages import DONT_NEED
 from ops.errors import FormatError
 
 MAPPED: WeakSet[memory_map.mmap] = WeakSet()  # all files that are mapped now
-DONT_NEED: int | None = getattr(memory_map, "MADV_DONTNEED", None)  # Windows has no madvise
 
 Check = Callable[[], None]  # raises FormatError if the file has shrunk since
 
