@@ -14,7 +14,7 @@ computes every op by its formula, in numpy, on the host.
 How an op is computed is found in this order:
 1. its own kernel;
 2. for a fused op, the ops it is made of: fusion only ever puts in the fused ops that have a kernel;
-3. the op's formula on the host: operands downloaded, result uploaded.
+3. the op's formula on the host: operands downloaded, results uploaded.
 `coverage` counts what became of a graph; it is in the load summary, never silent.
 
 A graph is prepared once, by `compile`, and run often. The default plan is a loop over kernels; a device overrides `compile`
@@ -27,6 +27,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from threading import RLock
 from typing import Any, ClassVar, Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -50,7 +51,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def kernel(op: Op) -> Callable[[Method], Method]:
-    """Mark a method as the kernel of an op: same operands, same attributes."""
+    """Mark a method as the kernel of an op: same operands, same attributes; of several outputs it returns a tuple."""
 
     def mark(method: Method) -> Method:
         method.op = op  # type: ignore[attr-defined]
@@ -69,6 +70,9 @@ class Options:
     device: str | None = None  # which of the backend's devices: its number in `devices()`, or a part of its name
     device_memory: int | None = None  # bytes that the device may use at most; None: all it has
     device_features: str | None = None  # run the kernels made for another kind of device than the one found
+    precise: bool = False  # True: activations stay in float32 where the backend would round them to 8 bits
+    repack: bool = True  # False: weights stay as they are mapped where the backend would lay them out anew
+    panels_folder: Path | None = None  # where weights laid out anew are kept for the next start; None: nowhere
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class Backend:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
-        self._resident: dict[str, WeakKeyDictionary[Tensor, Buffer]] = defaultdict(WeakKeyDictionary)  # by dtype
+        self._resident: dict[str, WeakKeyDictionary[Tensor, Buffer]] = defaultdict(WeakKeyDictionary)  # by form
         self._resident_lock = RLock()  # no shorter name, which a subclass might have for a lock of its own
 
     def __init_subclass__(cls) -> None:
@@ -161,12 +165,30 @@ class Backend:
 
     # What may stay as it is
 
-    def resident(self, tensor: Tensor, dtype: str) -> Buffer:
-        """A leaf's buffer, made once for all contexts: of a "weight" as `weight` makes it, of a float in float32."""
+    def form(self, tensor: Tensor, dtype: str, op: Op) -> str:
+        """How this op's kernel takes a constant leaf of this dtype: "weight" or "float", or a form of the backend's own.
+
+        Ops that take the same weight in different forms each get theirs.
+        """
+        return dtype
+
+    def bring(self, tensor: Tensor, form: str) -> Buffer:
+        """A constant leaf in one of these forms: a "weight" as `weight` makes it, a "float" in float32."""
+        return self.weight(tensor) if form == "weight" else self.upload(tensor.dequantize())
+
+    def rounding(self, op: Op, tensor: Tensor) -> int:
+        """Does this op round x to 8 bits before it multiplies it with this weight? Then so many numbers of a row together.
+
+        x = d * q, with d = (the largest of them) / 127. 0: x stays as it is, as always with `Options.precise`.
+        """
+        return 0
+
+    def resident(self, tensor: Tensor, form: str) -> Buffer:
+        """What `bring` makes, once for all contexts."""
         with self._resident_lock:
-            known = self._resident[dtype]
+            known = self._resident[form]
             if (buffer := known.get(tensor)) is None:
-                buffer = self.weight(tensor) if dtype == "weight" else self.upload(tensor.dequantize())
+                buffer = self.bring(tensor, form)
                 if buffer is not tensor:  # which would keep itself alive
                     known[tensor] = buffer
             return buffer
@@ -222,9 +244,9 @@ class Backend:
         """
         return None
 
-    def resident_bytes(self, tensor: Tensor, dtype: str) -> int:
+    def resident_bytes(self, tensor: Tensor, form: str) -> int:
         """What `resident` takes, told beforehand."""
-        return tensor.nbytes if dtype == "weight" else 4 * tensor.n_params
+        return tensor.nbytes if form == "weight" else 4 * tensor.n_params
 
     def scratch_bytes(self, graph: Graph, sizes: Mapping[str, int]) -> int:
         """What a plan takes beside its leaves for a step of these sizes: T tokens, U rows out, C places of a cache."""
@@ -251,7 +273,7 @@ class Backend:
         return Coverage.of(self, graph)
 
     def on_host(self, op: Op) -> Callable[..., Buffer]:
-        """The op's formula as a kernel: operands downloaded, what it wrote written back, the result uploaded."""
+        """The op's formula as a kernel: operands downloaded, what it wrote written back, results uploaded."""
 
         def run(*operands: Buffer, **attrs: Any) -> Buffer:
             arrays: list[Any] = [x if isinstance(x, Tensor) else self.download(x) for x in operands]
@@ -259,6 +281,6 @@ class Backend:
             for operand, buffer, array in zip(op.inputs, operands, arrays, strict=True):
                 if operand.written:
                     self.overwrite(buffer, array)
-            return self.upload(result)
+            return op.returned([self.upload(x) for x in op.results(result)])
 
         return run

@@ -26,7 +26,7 @@ class Instruction:
     run: Callable[..., Buffer]
     operands: tuple[int, ...]
     attrs: dict[str, Any]
-    result: int
+    results: tuple[int, ...]
     done: tuple[int, ...]
     node: Node
     on_host: bool
@@ -38,7 +38,7 @@ class LoopPlan:
     def __init__(self, backend: Backend, graph: Graph, leaves: Mapping[str, Tensor | Buffer]) -> None:
         graph = backend.fused(graph)
         self._backend = backend
-        values = [*graph.leaves.values(), *(n.output for n in graph.nodes)]
+        values = [*graph.leaves.values(), *(v for n in graph.nodes for v in n.outputs)]
         self._slot = {value: slot for slot, value in enumerate(values)}
         self._slot_as_stored: dict[Value, int] = {}  # weights for formulas on the host, which take them as they are
         self.slot_of_leaf = {name: self._slot[value] for name, value in graph.leaves.items()}
@@ -69,7 +69,7 @@ class LoopPlan:
                 run=kernels[n.op] or self._backend.on_host(n.op),
                 operands=tuple(self._operand(v, kernels[n.op] is None) for v in n.inputs),
                 attrs=n.attrs,
-                result=self._slot[n.output],
+                results=tuple(self._slot[v] for v in n.outputs),
                 done=tuple(self._slot[v] for v in set(n.inputs) - keep if last_use[v] is n),
                 node=n,
                 on_host=kernels[n.op] is None,
@@ -103,21 +103,21 @@ class LoopPlan:
         return values
 
     def run(self, i: Instruction, values: list[Buffer], observe: Observer | None = None) -> None:
-        """Carry out one instruction: its result among the values, those that nobody needs any more gone."""
+        """Carry out one instruction: its results among the values, those that nobody needs any more gone."""
         operands = [values[slot] for slot in i.operands]
-        if observe is None:
-            values[i.result] = i.run(*operands, **i.attrs)
-        else:
-            values[i.result] = self._observed(i, operands, observe)
+        made = i.run(*operands, **i.attrs) if observe is None else self._observed(i, operands, observe)
+        for slot, value in zip(i.results, i.node.op.results(made), strict=True):
+            values[slot] = value
         for slot in i.done:  # memory that is still warm in the cache serves the next node
             values[slot] = None
 
-    def _observed(self, i: Instruction, operands: list[Buffer], observe: Observer) -> Buffer:
+    def _observed(self, i: Instruction, operands: list[Buffer], observe: Observer) -> Any:
         began = perf_counter()
-        output = i.run(*operands, **i.attrs)
+        made = i.run(*operands, **i.attrs)
         self._backend.synchronize()
-        observe(Event(i.node, operands, output, perf_counter() - began, self._backend, i.on_host))
-        return output
+        seconds = perf_counter() - began
+        observe(Event(i.node, operands, [*i.node.op.results(made)], seconds, self._backend, i.on_host))
+        return made
 
 
 def live_bytes(graph: Graph, sizes: Mapping[str, int]) -> int:
@@ -127,10 +127,12 @@ def live_bytes(graph: Graph, sizes: Mapping[str, int]) -> int:
     ends: Counter[int] = Counter()
     live = most = 0
     for i, node in enumerate(graph.nodes):
-        size = 0 if node.op.view_of else 4 * prod(sizes[d] if isinstance(d, str) else d for d in node.output.shape)
-        live += size
+        for value, output in zip(node.outputs, node.op.outputs, strict=True):
+            if output.name not in node.op.views:
+                size = 4 * prod(sizes[d] if isinstance(d, str) else d for d in value.shape)
+                live += size
+                ends[last_use.get(value, len(graph.nodes))] += size
         most = max(most, live)
-        ends[last_use.get(node.output, len(graph.nodes))] += size
         live -= ends[i]
     return most
 

@@ -1,9 +1,11 @@
-"""Backends by name: those of installed packages (entry point group `tinyllama.backends`), or `module:Class`."""
+"""Backends by name: ours, those of installed packages (entry point group `tinyllama.backends`), `module:Class`, or `auto`."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 from ops.errors import BackendError, TinyLlamaError
 
@@ -16,6 +18,12 @@ OURS = {
     "cupy": "backends.cupy:CuPy",
     "reference": "backends.base:Backend",
 }
+AUTO = "auto"
+# What `auto` tries before numpy, the fastest first: backend, the package without which it is not imported, what is told then
+FASTER = (
+    ("cupy", "cupy", "not installed"),
+    ("opencl", "pyopencl", 'not installed: pip install "tinyllama[opencl]"'),
+)
 
 
 def known_backends() -> dict[str, str]:
@@ -25,6 +33,8 @@ def known_backends() -> dict[str, str]:
 
 def get_backend(name: str, options: Options | None = None) -> Backend:
     """The backend of that name, ready to use. BackendError if it is unknown, cannot be imported or is no backend."""
+    if name == AUTO:
+        return fastest(options).backend
     known = known_backends()
     module, colon, attribute = known.get(name, name).partition(":")
     if not colon or not module or not attribute:
@@ -41,6 +51,38 @@ def get_backend(name: str, options: Options | None = None) -> Backend:
         raise
     except Exception as error:  # a driver's own, when it finds no device
         raise BackendError(f"backend '{name}' cannot be used here: {_told(error)}") from error
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that `auto` took."""
+
+    backend: Backend
+    passed_over: str  # why each faster one cannot be used: "cupy: not installed; opencl: no OpenCL device was found: ..."
+
+    @property
+    def told(self) -> str:
+        """`auto took opencl; cupy: not installed`"""
+        return "; ".join(filter(None, [f"{AUTO} took {self.backend.name}", self.passed_over]))
+
+
+def fastest(options: Options | None = None) -> Choice:
+    """cupy on an NVIDIA GPU, else opencl on its first device (GPUs before CPUs), else numpy; made with these options.
+
+    A backend that cannot be made, for want of a driver or of the device that the options name, is passed over. Those of other
+    packages are not tried: they run when they are named.
+    """
+    passed_over: list[str] = []
+    for name, package, missing in FASTER:
+        if find_spec(package) is None:
+            passed_over.append(f"{name}: {missing}")
+            continue
+        try:
+            return Choice(get_backend(name, options), "; ".join(passed_over))
+        except TinyLlamaError as error:
+            why = str(error).removeprefix(f"backend '{name}' ")
+            passed_over.append(f"{name}: {why}")
+    return Choice(get_backend("numpy", options), "; ".join(passed_over))
 
 
 def _told(error: Exception) -> str:

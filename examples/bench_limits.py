@@ -25,7 +25,7 @@ def seconds(function, *args) -> float:
 
 class Ours:
     def __init__(self, path, n_threads):
-        self.model = Model.load(path, n_threads=n_threads)
+        self.model = Model.load(path, backend="numpy", n_threads=n_threads)
         self.context = self.model.context()
 
     def prefill(self):

@@ -5,6 +5,7 @@ from .attention import attention, attention_mix, attention_scores, causal_mask
 from .blocks import FORMATS, BlockFormat
 from .elementwise import add, mul
 from .embedding import embedding, get_rows
+from .fused import matmul_add, norm_matmul, norm_qkv, norm_swiglu, qkv, rope_kv_write
 from .graph import Graph, Node, Value, layer
 from .heads import merge_heads, split_heads
 from .kv_cache import kv_write
@@ -14,6 +15,7 @@ from .op import OPS, Cost, Op, Operand, op
 from .rope import rope
 from .softmax import softmax
 from .tensor import Tensor, dense
+from .top_k import top_k
 
 __all__ = [
     "FORMATS",
@@ -40,13 +42,20 @@ __all__ = [
     "layer",
     "layernorm",
     "matmul",
+    "matmul_add",
     "merge_heads",
     "mul",
+    "norm_matmul",
+    "norm_qkv",
+    "norm_swiglu",
     "op",
+    "qkv",
     "rmsnorm",
     "rope",
+    "rope_kv_write",
     "silu",
     "softmax",
     "split_heads",
     "swiglu",
+    "top_k",
 ]

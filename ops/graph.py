@@ -44,19 +44,29 @@ class Value:
     shape: Shape
     dtype: str = "float"  # "float": whatever float the graph computes in; "int"; "weight": float or quantised blocks
 
+    @property
+    def told_shape(self) -> str:
+        """For a reader: `[T, 576]`."""
+        return f"[{', '.join(map(str, self.shape))}]"
+
     def __repr__(self) -> str:
-        return f"{self.name}[{', '.join(map(str, self.shape))}]"
+        return f"{self.name}{self.told_shape}"
 
 
 @dataclass(eq=False)
 class Node:
-    """One op applied: operands in the order of its signature, attributes, the value it makes, the layer it belongs to."""
+    """One op applied: operands in the order of its signature, attributes, the values it makes, the layer it belongs to."""
 
     op: Op
     inputs: tuple[Value, ...]
     attrs: dict[str, Any]
-    output: Value
+    outputs: tuple[Value, ...]
     layer: int | None = None  # None: before the first layer, or after the last
+
+    @property
+    def output(self) -> Value:
+        """The first of them, and nearly always the only one."""
+        return self.outputs[0]
 
     @property
     def told_attrs(self) -> list[str]:
@@ -75,6 +85,7 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)  # in the order of execution
     outputs: list[Value] = field(default_factory=list)  # what a step hands back
     checked: bool = True  # False for the pattern of a fused op, which has no shapes to check
+    written_out: bool = False  # True: a fused op that is called leaves the nodes of the ops it is made of
     _names: set[str] = field(default_factory=set)
 
     def leaf(self, name: str, shape: Sequence[Dim], dtype: str = "float") -> Value:
@@ -84,20 +95,23 @@ class Graph:
             self.leaves[name] = Value(self, name, tuple(shape), dtype)
         return self.leaves[name]
 
-    def append(self, op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any], name: str) -> Value:
-        """Record `op` applied to `inputs`; ShapeError if they do not fit."""
-        shape = op.infer([v.shape for v in inputs], attrs) if self.checked else ()
-        output = Value(self, self._unique(name or op.name), shape, op.output.dtype)
-        self.nodes.append(Node(op, inputs, attrs, output, _layer.get()))
-        return output
+    def append(self, op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any], names: Sequence[str]) -> tuple[Value, ...]:
+        """Record `op` applied to `inputs`, its outputs under these names; ShapeError if they do not fit."""
+        shapes = op.infer([v.shape for v in inputs], attrs) if self.checked else ((),) * len(op.outputs)
+        outputs = tuple(
+            Value(self, self._unique(name), shape, output.dtype)
+            for name, shape, output in zip(names, shapes, op.outputs, strict=True)
+        )
+        self.nodes.append(Node(op, inputs, attrs, outputs, _layer.get()))
+        return outputs
 
     def part(self, nodes: list[Node]) -> Graph:
         """The graph of just these nodes: what they need from outside becomes leaves, what others need of them outputs."""
-        made = {n.output for n in nodes}
+        made = dict.fromkeys(v for n in nodes for v in n.outputs)
         leaves = {v.name: v for n in nodes for v in n.inputs if v not in made}
         inside = set(nodes)
         wanted = {v for n in self.nodes if n not in inside for v in n.inputs} | set(self.outputs)
-        return Graph(leaves, nodes, [n.output for n in nodes if n.output in wanted], self.checked)
+        return Graph(leaves, nodes, [v for v in made if v in wanted], self.checked)
 
     def _unique(self, name: str) -> str:
         if (index := _layer.get()) is not None:
@@ -114,6 +128,7 @@ class Graph:
 
 
 def table(nodes: Iterable[Node]) -> Iterator[str]:
-    """The nodes as lines of text: name, shape, and the call that makes it."""
+    """The nodes as lines of text: names, shapes, and the call that makes them."""
     for n in nodes:
-        yield f"{n.output.name:<20} {'[' + ', '.join(map(str, n.output.shape)) + ']':<16} = {n.call}"
+        names, shapes = (", ".join(told) for told in zip(*((v.name, v.told_shape) for v in n.outputs), strict=True))
+        yield f"{names:<20} {shapes:<16} = {n.call}"

@@ -9,9 +9,10 @@ Called on arrays, an op computes its formula. Called on Values, it records a Nod
 line in a debugger, and the very same lines build the graph that a backend executes.
 
 The signature is the one description of an op. Equal letters are equal sizes; `tokens:int[T]` holds integers; `w:weight[m, n]`
-may lie in quantised blocks; `cache![C, k, d]` is written, and no other operand may change. A size of the output may be an
+may lie in quantised blocks; `cache![C, k, d]` is written, and no other operand may change. A size of an output may be an
 expression (`y[T, h*d]`), an attribute, or a new letter, which then stays symbolic. An output has the dtype of the first float
-operand. From the signature come shape inference and its errors, the table in the docs, and the cases that tests draw.
+operand, or, if it is a view, of the operand whose memory it is. Behind the arrow may stand several outputs; the formula then
+returns a tuple. From the signature come shape inference and its errors, the table in the docs, and the cases that tests draw.
 """
 
 from __future__ import annotations
@@ -59,33 +60,54 @@ class Cost:
 class Op:
     name: str
     inputs: tuple[Operand, ...]
-    output: Operand
+    outputs: tuple[Operand, ...]
     formula: Formula  # numpy, dtype-generic: in float64 it is the truth for every backend
     attrs: tuple[str, ...]  # the formula's keyword-only parameters
     where: CodeType | None  # what equal letters cannot say, such as h % k == 0
     where_text: str
     flops: CodeType  # an expression in the sizes
-    touches: Mapping[str, CodeType]  # operand -> the fraction of its bytes that is read or written, where not all
-    view_of: str  # the operand whose memory the output is, seen with another shape; "" if it is new memory
+    touches: Mapping[str, CodeType]  # operand or output -> the fraction of its bytes read or written, where not all
+    views: Mapping[str, str]  # output -> the operand whose memory it is, seen with another shape; the others are new memory
     fused: bool  # the formula is made of other ops
 
     @property
     def signature(self) -> str:
-        return f"{', '.join(map(str, self.inputs))} -> {self.output}"
+        return f"{', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"
 
-    def __call__(self, *operands: Any, name: str = "", **attrs: Any) -> Any:
+    @property
+    def output(self) -> Operand:
+        """The first of them, and nearly always the only one."""
+        return self.outputs[0]
+
+    @property
+    def view_of(self) -> str:
+        """Of an op with one output: the operand whose memory this is; "" if it is new memory."""
+        return self.views.get(self.output.name, "")
+
+    def __call__(self, *operands: Any, name: str | Sequence[str] = "", **attrs: Any) -> Any:
+        """One result, or a tuple of several. `name` is for the values of a graph: of several outputs, one for each."""
         graph = next((x.graph for x in operands if isinstance(x, Value)), None)
-        return graph.append(self, operands, attrs, name) if graph is not None else self.formula(*operands, **attrs)
+        if graph is None or (self.fused and graph.written_out):
+            return self.formula(*operands, **attrs)
+        return self.returned(graph.append(self, operands, attrs, self._names(name)))
 
-    def infer(self, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> Shape:
-        """Shape of the output. ShapeError names the op, the operand and both shapes."""
+    def results(self, returned: Any) -> tuple[Any, ...]:
+        """What the formula or a kernel has returned, as a tuple also if it is one."""
+        return tuple(returned) if len(self.outputs) > 1 else (returned,)
+
+    def returned(self, results: Sequence[Any]) -> Any:
+        """The other way round: what a formula or a kernel returns that has these results."""
+        return tuple(results) if len(self.outputs) > 1 else results[0]
+
+    def infer(self, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> tuple[Shape, ...]:
+        """Shapes of the outputs. ShapeError names the op, the operand and both shapes."""
         self._check_call(len(shapes), attrs)
         sizes = self.sizes(shapes, attrs)
         known = {k: v for k, v in sizes.items() if isinstance(v, int)}
         if self.where is not None and _knows(self.where, known) and not eval(self.where, {}, known):
             told = ", ".join(f"{k}={known[k]}" for k in self.where.co_names)
             raise ShapeError(f"{self.name}: needs {self.where_text}, but {told}")
-        return tuple(_size(dim, sizes, known) for dim in self.output.dims)
+        return tuple(tuple(_size(dim, sizes, known) for dim in output.dims) for output in self.outputs)
 
     def sizes(self, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> dict[str, Dim]:
         """The size of every letter of the signature, given the operands' shapes."""
@@ -100,12 +122,16 @@ class Op:
                 raise ShapeError(f"{self.name}: {operand.name} has shape [{found}], expected [{wanted}]")
         return sizes
 
-    def cost(self, operands: Sequence[Any], output: Any, nbytes: Callable[[Any], int] = lambda x: int(x.nbytes)) -> Cost:
+    def cost(
+        self, operands: Sequence[Any], outputs: Sequence[Any], nbytes: Callable[[Any], int] = lambda x: int(x.nbytes)
+    ) -> Cost:
         """FLOPs and bytes of one application to these arrays (anything with .shape); `nbytes` tells an array's size."""
         sizes = self.sizes([x.shape for x in operands], {})
-        sizes |= {dim: size for dim, size in zip(self.output.dims, output.shape, strict=True) if dim.isidentifier()}
+        made = list(zip(self.outputs, outputs, strict=True))
+        for output, array in made:
+            sizes |= {dim: size for dim, size in zip(output.dims, array.shape, strict=True) if dim.isidentifier()}
         moved = 0.0
-        for operand, array in [*zip(self.inputs, operands, strict=True), (self.output, output)]:
+        for operand, array in [*zip(self.inputs, operands, strict=True), *made]:
             fraction = self.touches.get(operand.name)
             moved += nbytes(array) * (1.0 if fraction is None else eval(fraction, {}, sizes))
         return Cost(float(eval(self.flops, {}, sizes)), moved)
@@ -114,6 +140,13 @@ class Op:
         """Floating-point operations for shapes with symbolic sizes, given what these are: T=1, S=512."""
         known = [tuple(symbols.get(d, d) if isinstance(d, str) else d for d in shape) for shape in shapes]
         return float(eval(self.flops, {}, {**self.sizes(known, {}), **symbols}))
+
+    def _names(self, name: str | Sequence[str]) -> Sequence[str]:
+        """For the outputs' values: those given, or the op's, of several outputs `op_output`."""
+        if not isinstance(name, str):
+            return name
+        name = name or self.name
+        return [name] if len(self.outputs) == 1 else [f"{name}_{output.name}" for output in self.outputs]
 
     def _check_call(self, n_operands: int, attrs: Mapping[str, Any]) -> None:
         if n_operands != len(self.inputs):
@@ -131,26 +164,31 @@ def op(
     flops: str = "0",
     where: str = "",
     touches: Mapping[str, str] | None = None,
-    view_of: str = "",
+    view_of: str | Mapping[str, str] = "",
     fused: bool = False,
 ) -> Callable[[Formula], Op]:
-    """Declare an op: `@op("x[T, n], weight[m, n] -> y[T, m]", flops="2*T*m*n")` above its formula."""
+    """Declare an op: `@op("x[T, n], weight[m, n] -> y[T, m]", flops="2*T*m*n")` above its formula.
+
+    view_of: the operand whose memory the output is; of an op with several outputs a mapping, output -> operand.
+    """
     left, _, right = signature.partition("->")
-    inputs, (output,) = _operands(left), _operands(right)
+    inputs, outputs = _operands(left), _operands(right)
+    if isinstance(view_of, str):
+        view_of = {outputs[0].name: view_of} if view_of else {}
 
     def declare(formula: Formula) -> Op:
         attrs = [p.name for p in inspect.signature(formula).parameters.values() if p.kind is p.KEYWORD_ONLY]
         made = Op(
             name=formula.__name__,
             inputs=inputs,
-            output=output,
+            outputs=outputs,
             formula=formula,
             attrs=tuple(attrs),
             where=compile(where, signature, "eval") if where else None,
             where_text=where,
             flops=compile(flops, signature, "eval"),
             touches={name: compile(text, signature, "eval") for name, text in (touches or {}).items()},
-            view_of=view_of,
+            views=view_of,
             fused=fused,
         )
         object.__setattr__(made, "__doc__", formula.__doc__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ def smollm2() -> Path:
         return find("smollm2")
     except FetchError as error:
         pytest.skip(f"needs the model smollm2: {error}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def panels_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Repacked weights are kept as for a user, but not among the user's: also by the programs that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINYLLAMA_PANELS", str(tmp_path_factory.mktemp("panels")))
+        yield
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests start must hear of Ctrl-C

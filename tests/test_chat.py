@@ -431,7 +431,7 @@ def test_at_a_terminal_an_error_does_not_end_the_conversation(
 def test_the_second_turn_reads_only_what_is_new(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tinyllama import Model
 
-    model = Model.load(smollm2, n_ctx=512)
+    model = Model.load(smollm2, backend="numpy", n_ctx=512)
     session = ChatSession(model, system="Answer in one short sentence.", sampling=Sampling(temp=0), n_predict=24)
     read: list[int] = []
     evaluate = session.context.eval

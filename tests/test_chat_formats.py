@@ -114,7 +114,7 @@ def test_what_follows_a_reply_is_a_stop_text(name):
 
 @pytest.fixture(scope="module")
 def tiny() -> Model:
-    return Model.load(TINY, n_ctx=512)
+    return Model.load(TINY, backend="numpy", n_ctx=512)
 
 
 def test_a_model_without_a_template_names_the_flag_and_the_formats(tiny, capsys):
@@ -123,7 +123,7 @@ def test_a_model_without_a_template_names_the_flag_and_the_formats(tiny, capsys)
     told = str(caught.value)
     assert "--chat-template" in told
     assert all(name in told for name in FORMATS)
-    assert main(["chat", "-m", str(TINY)]) == 1
+    assert main(["chat", "--backend", "numpy", "-m", str(TINY)]) == 1
     out, err = capsys.readouterr()
     assert (out, err.strip().splitlines()[-1]) == ("", f"tinyllama chat: {told}")
 
@@ -204,7 +204,7 @@ def test_a_session_takes_an_input(tiny):
 
 
 def test_smollm2_answers_in_its_form_by_name(smollm2):
-    model = Model.load(smollm2, n_ctx=512)
+    model = Model.load(smollm2, backend="numpy", n_ctx=512)
     messages = conversation("What is the capital of France?", system="Answer in one short sentence.")
     own = model.chat(messages, n_predict=24, temp=0)
     assert "Paris" in "".join(own)  # as an atlas says
@@ -224,7 +224,7 @@ def test_smollm2_answers_in_its_form_by_name(smollm2):
 
 def chat(monkeypatch, stdin: str, *flags: str) -> int:
     monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-    return main(["chat", "-m", str(TINY), "-c", "512", "-n", "3", "--temp", "0", *flags])
+    return main(["chat", "--backend", "numpy", "-m", str(TINY), "-c", "512", "-n", "3", "--temp", "0", *flags])
 
 
 def prompts(monkeypatch) -> list[str]:

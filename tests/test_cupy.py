@@ -140,7 +140,7 @@ def test_large_products_cover_all_rows_whatever_fits_in_a_chunk(monkeypatch):
     x, weight = device.upload(rng.standard_normal((70, 64)).astype(np.float32)), device.weight(tensor)
     y = device.upload(np.full((70, 100), np.nan, np.float32))
     large = products.Products(device.runtime)
-    assert large.can_take(x, weight)
+    assert large.takes(x, weight)
     sizes = []
     for launch in large.launches(x, weight, y):
         if launch.source == products.CUBLAS:

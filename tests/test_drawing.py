@@ -20,6 +20,7 @@ from ops import (  # isort: skip
 )  # fmt: skip
 from ops.errors import OptionError
 from ops.fusion import fuse
+from ops.op import OPS
 from tinyllama.cli import graph as command
 from tinyllama.drawing import draw
 from tinyllama.drawing.diagram import diagram
@@ -66,10 +67,11 @@ def llama(prefix: str = "") -> Graph:
 
 GRAPH = llama()
 FUSED = fuse(GRAPH, [attention, swiglu])
+ALL_FUSED = fuse(GRAPH, [op for op in OPS.values() if op.fused])
 AWKWARD = "a<b>&\"c'\x00\x1b\n\ud800" + "W" * 80  # from a damaged or malicious file
 PICTURES = {
     "first": (GRAPH, 0), "middle": (GRAPH, 1), "last": (GRAPH, N_LAYER - 1), "model": (GRAPH, None),
-    "fused": (FUSED, 1), "fused model": (FUSED, None), "awkward names": (llama(AWKWARD), 1),
+    "fused": (FUSED, 1), "fused model": (FUSED, None), "all fused": (ALL_FUSED, 1), "awkward names": (llama(AWKWARD), 1),
 }  # fmt: skip
 
 
@@ -181,10 +183,10 @@ def test_every_op_and_every_edge_of_the_layer_is_drawn_once(name):
     scene = scene_of(graph, which)
     nodes = [n for n in graph.nodes if n.layer == which]
     shown = Counter(mark.text for mark in scene.marks if isinstance(mark, Text))
-    made_here = {n.output for n in nodes}
-    made_anywhere = {n.output for n in graph.nodes}
+    made_here = {v for n in nodes for v in n.outputs}
+    made_anywhere = {v for n in graph.nodes for v in n.outputs}
     for n in nodes:
-        assert shown[n.output.name] == 1
+        assert shown[", ".join(v.name for v in n.outputs)] == 1
     for leaf in {v for n in nodes for v in n.inputs} - made_anywhere:
         assert shown[leaf.name] == sum(n.inputs.count(leaf) for n in nodes)  # beside each op that reads it
     within = sum(v in made_anywhere for n in nodes for v in n.inputs)
@@ -313,7 +315,7 @@ def run(monkeypatch):
 def test_command_prints_the_graph_as_a_table(run, capsys):
     assert run() == 0
     assert len(capsys.readouterr().out.splitlines()) == len(GRAPH.nodes)
-    assert run("--layer", "1", "--fused") == 0
+    assert run("--layer", "1", "--fused", "--backend", "numpy") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == sum(n.layer == 1 for n in FUSED.nodes)
     assert sum("= attention(Qcur-1, k_cache-1, v_cache-1, positions, scale=0.125)" in line for line in lines) == 1

@@ -23,7 +23,7 @@ TOKENS = [5, 70, 81, 12, 33, 9, 14, 2, 60]
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return Model.load(TINY / "llama-gqa-tied.gguf")
+    return Model.load(TINY / "llama-gqa-tied.gguf", backend="numpy")
 
 
 def test_two_contexts_of_one_model_do_not_meet(model):
@@ -57,7 +57,7 @@ def test_contexts_in_threads(model):
 
 
 def test_the_cache_grows_as_it_is_used_and_keeps_what_it_holds():
-    model = Model.load(TINY / "llama-gqa-tied.gguf", n_ctx=600)
+    model = Model.load(TINY / "llama-gqa-tied.gguf", backend="numpy", n_ctx=600)
     context = model.context()
     small = context.kv_bytes
     assert small < model.kv_bytes(600)
@@ -137,7 +137,7 @@ def test_a_cache_that_cannot_grow_leaves_the_context_as_it_was(model, monkeypatc
 
 def test_a_model_lets_go_of_its_file_and_weights():
     """At once, not when the garbage collector comes by: a second model may need the memory."""
-    model = Model.load(TINY / "llama-gqa-tied.gguf")
+    model = Model.load(TINY / "llama-gqa-tied.gguf", backend="numpy")
     model.context().eval(TOKENS)
     weight, backend = weakref.ref(model.tensors["token_embd.weight"]), weakref.ref(model.backend)
     gc.disable()
@@ -171,7 +171,7 @@ def test_what_eval_refuses_leaves_the_context_as_it_was(model, tokens, error, sa
 
 def test_an_interrupt_while_the_cache_grows_loses_nothing(monkeypatch):
     """Between a larger cache and the plan that is to use it."""
-    model, tokens = Model.load(TINY / "llama-gqa-tied.gguf", n_ctx=600), (TOKENS * 40)[:300]
+    model, tokens = Model.load(TINY / "llama-gqa-tied.gguf", backend="numpy", n_ctx=600), (TOKENS * 40)[:300]
     wanted = model.context().eval(tokens)
     context = model.context()
     context.eval(tokens[:10])
@@ -208,9 +208,9 @@ def test_arguments_out_of_range(model):
     with pytest.raises(OptionError, match="n_batch = 0"):
         model.context(n_batch=0)
     with pytest.raises(OptionError, match="n_ctx = -5"):
-        Model.load(TINY / "llama-gqa-tied.gguf", n_ctx=-5)
+        Model.load(TINY / "llama-gqa-tied.gguf", backend="numpy", n_ctx=-5)
     with pytest.raises(OptionError, match="n_threads = 0"):
-        Model.load(TINY / "llama-gqa-tied.gguf", n_threads=0)
+        Model.load(TINY / "llama-gqa-tied.gguf", backend="numpy", n_threads=0)
 
 
 def write(path: Path, arch: str = "llama", *, metadata=None, change=None, leave_out=()) -> Path:
@@ -245,7 +245,7 @@ def write(path: Path, arch: str = "llama", *, metadata=None, change=None, leave_
 
 
 def test_the_written_model_is_sound(tmp_path):
-    assert Model.load(write(tmp_path / "m.gguf")).context().eval([1, 2]).shape == (10,)
+    assert Model.load(write(tmp_path / "m.gguf"), backend="numpy").context().eval([1, 2]).shape == (10,)
 
 
 @pytest.mark.parametrize(
@@ -273,14 +273,14 @@ def test_the_written_model_is_sound(tmp_path):
 def test_a_file_that_holds_no_model_we_can_run(tmp_path, wrong, says):
     path = write(tmp_path / "m.gguf", **wrong)
     with pytest.raises(ModelError, match=says) as caught:
-        Model.load(path)
+        Model.load(path, backend="numpy")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not let a mapped file be cut short")
 def test_a_file_that_shrank_is_seen_before_the_next_step(tmp_path):
     path = write(tmp_path / "m.gguf")
-    context = Model.load(path).context()
+    context = Model.load(path, backend="numpy").context()
     context.eval([1])
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
@@ -292,6 +292,6 @@ def test_a_file_that_shrank_is_seen_before_the_next_step(tmp_path):
 
 def test_read_and_mapped_give_the_same(tmp_path):
     path = write(tmp_path / "m.gguf")
-    mapped, read = Model.load(path), Model.load(path, mmap=False)
+    mapped, read = Model.load(path, backend="numpy"), Model.load(path, backend="numpy", mmap=False)
     assert (mapped.file.mapped, read.file.mapped) == (True, False)
     np.testing.assert_array_equal(mapped.context().eval([1, 2, 3]), read.context().eval([1, 2, 3]))

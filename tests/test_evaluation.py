@@ -22,12 +22,12 @@ OF_LLAMA_CPP = 0.005
 
 @pytest.fixture(scope="module")
 def real(smollm2: Path) -> Model:
-    return Model.load(smollm2, n_ctx=512)
+    return Model.load(smollm2, backend="numpy", n_ctx=512)
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Model:
-    return Model.load(DATA / "tiny" / "llama-gqa-tied.gguf")
+    return Model.load(DATA / "tiny" / "llama-gqa-tied.gguf", backend="numpy")
 
 
 def test_perplexity_is_llama_cpps(real):
@@ -68,12 +68,12 @@ def test_a_text_that_is_too_short(tiny):
 def test_the_command(capsys, tmp_path):
     text, model = tmp_path / "text.txt", str(DATA / "tiny" / "llama-gqa-tied.gguf")
     text.write_text("the and in the on at " * 60, "utf-8")
-    assert main(["perplexity", "-m", model, "-f", str(text), "-c", "32", "--chunks", "3"]) == 0
+    assert main(["perplexity", "--backend", "numpy", "-m", model, "-f", str(text), "-c", "32", "--chunks", "3"]) == 0
     out, err = capsys.readouterr()
     estimates, final = out.strip().splitlines()
     assert estimates.count("[") == 3
     assert final.startswith("Final estimate: PPL = ")
     assert "45 tokens scored in 3 windows of 32" in err
     text.write_text("the", "utf-8")
-    assert main(["perplexity", "-m", model, "-f", str(text)]) == 1
+    assert main(["perplexity", "--backend", "numpy", "-m", model, "-f", str(text)]) == 1
     assert "windows of n_ctx = 512" in capsys.readouterr().err

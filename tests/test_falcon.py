@@ -70,7 +70,7 @@ def test_rows_that_a_reader_makes_are_seen_as_three_too(name: str) -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_a_long_prompt_in_blocks_on_several_threads(name: str, n_threads: int) -> None:
     """Against the formulas on float64 arrays, which cut nothing."""
-    model = Model.load(TINY / f"{name}.gguf", n_threads=n_threads, n_ctx=600)
+    model = Model.load(TINY / f"{name}.gguf", backend="numpy", n_threads=n_threads, n_ctx=600)
     tokens = np.random.default_rng(0).integers(0, model.config.n_vocab, 600)
     logits = model.context(n_batch=600).eval(tokens.tolist(), "all")
     assert error(logits, run_eagerly(model, tokens, np.float64)) < FLOAT32
@@ -137,7 +137,7 @@ def test_the_graph_and_its_picture(capsys: pytest.CaptureFixture[str], tmp_path:
     makes = {line.split()[0]: line.split(" = ")[1].strip() for line in lines}
     assert makes["ffn_up-0"] == "matmul(attn_norm-0, blk.0.ffn_up.weight)"
     assert makes["q-0"] == "matmul(attn_norm_2-0, blk.0.attn_qkv.weight[q])"
-    assert main(["graph", "-m", model, "--layer", "1", "--fused"]) == 0
+    assert main(["graph", "-m", model, "--layer", "1", "--fused", "--backend", "numpy"]) == 0
     assert "attention(Qcur-1, k_cache-1, v_cache-1, positions" in capsys.readouterr().out
     for layer in ("1", "all"):
         picture = tmp_path / f"{layer}.svg"
@@ -148,7 +148,7 @@ def test_the_graph_and_its_picture(capsys: pytest.CaptureFixture[str], tmp_path:
 @pytest.mark.parametrize("name", SIZES)
 def test_it_is_run_and_traced(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
-    argv = ["run", "-m", str(TINY / f"{name}.gguf"), "-p", "the and", "-n", "4", "--temp", "0"]
+    argv = ["run", "--backend", "numpy", "-m", str(TINY / f"{name}.gguf"), "-p", "the and", "-n", "4", "--temp", "0"]
     assert main([*argv, "--ignore-eos"]) == 0
     text = capsys.readouterr().out
     assert main([*argv, "--ignore-eos", "--trace", str(trace)]) == 0
@@ -159,7 +159,10 @@ def test_it_is_run_and_traced(name: str, capsys: pytest.CaptureFixture[str], tmp
 
 
 def test_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "-m", str(TINY / "falcon-7b.gguf"), "-p", "4", "-n", "2", "-r", "1", "--profile"]) == 0
+    assert (
+        main(["bench", "--backend", "numpy", "-m", str(TINY / "falcon-7b.gguf"), "-p", "4", "-n", "2", "-r", "1", "--profile"])
+        == 0
+    )
     table = capsys.readouterr().out
     for op in ("layernorm", "gelu", "matmul"):
         assert re.search(rf"^{op} ", table, re.MULTILINE)

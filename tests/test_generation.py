@@ -15,7 +15,7 @@ TINY = Path(__file__).parent / "data" / "tiny"
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return Model.load(TINY / "llama-mha.gguf")
+    return Model.load(TINY / "llama-mha.gguf", backend="numpy")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_beginning_of_a_stop_text_alone_is_given_out(model, text):
 
 
 def test_a_full_context_ends_generation():
-    model = Model.load(TINY / "llama-mha.gguf", n_ctx=16)
+    model = Model.load(TINY / "llama-mha.gguf", backend="numpy", n_ctx=16)
     prompt = [3, 4, 5, 6]
     generation = model.generate(prompt, n_predict=-1, ignore_eos=True)
     list(generation)

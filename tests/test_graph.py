@@ -93,17 +93,128 @@ def test_fusion_wants_operands_in_their_places():
 
 @pytest.mark.parametrize("op", [op for op in OPS.values() if op.fused], ids=lambda op: op.name)
 def test_a_fused_op_is_found_in_its_own_formula_and_means_the_same(op):
-    sizes = {"T": 3, "n": 6, "h": 4, "k": 2, "d": 8, "e": 8, "S": 3}
+    sizes = {"T": 3, "n": 6, "m": 5, "a": 4, "b": 3, "c": 2, "h": 4, "k": 2, "d": 8, "e": 8, "r": 4, "S": 3, "C": 3}
     attrs = dict.fromkeys(op.attrs, 0.3)
-    graph = Graph()
+    graph = Graph(written_out=True)
     leaves = [graph.leaf(o.name, [sizes[d] for d in o.dims], o.dtype) for o in op.inputs]
-    graph.outputs = [op.formula(*leaves, **attrs)]
+    graph.outputs = [*op.results(op(*leaves, **attrs))]
+    assert not any(n.op.fused for n in graph.nodes)
     (node,) = fuse(graph, [op]).nodes
     assert (node.op, node.attrs, list(node.inputs)) == (op, attrs, leaves)
+    assert list(node.outputs) == graph.outputs
 
     rng = np.random.default_rng(0)
     arrays = {o.name: np.arange(3) if o.dtype == "int" else rng.standard_normal([sizes[d] for d in o.dims]) for o in op.inputs}
-    step_by_step = dict(arrays)
+    step_by_step = {name: array.copy() for name, array in arrays.items()}
     for n in graph.nodes:
         step_by_step[n.output.name] = n.op.formula(*(step_by_step[v.name] for v in n.inputs), **n.attrs)
-    np.testing.assert_array_equal(step_by_step[graph.outputs[0].name], op(*arrays.values(), **attrs))
+    for value, expected in zip(graph.outputs, op.results(op(*arrays.values(), **attrs)), strict=True):
+        np.testing.assert_array_equal(step_by_step[value.name], expected)
+    for o in op.inputs:
+        np.testing.assert_array_equal(step_by_step[o.name], arrays[o.name])  # what is written, too
+
+
+def products(graph: Graph, n: int):
+    """n products of a normed x."""
+    x = ops.rmsnorm(graph.leaf("x", ("T", 4)), graph.leaf("norm", (4,)), eps=1e-5, name="h")
+    return [ops.matmul(x, graph.leaf(f"w{i}", (4, 4), "weight"), name=f"y{i}") for i in range(n)]
+
+
+def names(graph: Graph) -> list[str]:
+    return [", ".join(v.name for v in n.outputs) + f" = {n.op.name}" for n in graph.nodes]
+
+
+def test_an_op_with_several_outputs_makes_several_values():
+    graph = Graph()
+    x, weights = graph.leaf("x", ("T", 4)), [graph.leaf(f"w{i}", (2 + i, 4), "weight") for i in range(3)]
+    with layer(0):
+        named, plain = ops.qkv(x, *weights, name=("q", "k", "v")), ops.qkv(x, *weights)
+    assert [str(v) for v in named] == ["q-0[T, 2]", "k-0[T, 3]", "v-0[T, 4]"]
+    assert [v.name for v in plain] == ["qkv_q-0", "qkv_k-0", "qkv_v-0"]
+    assert str(graph).splitlines()[0].split("=")[0].split("  ")[0] == "q-0, k-0, v-0"
+    graph.outputs = [named[1]]
+    graph.outputs.append(ops.silu(named[2]))
+    assert [v.name for v in graph.part(graph.nodes[:1]).outputs] == ["k-0", "v-0"]
+
+
+def test_fusion_finds_several_roots_among_more_readers_of_one_value():
+    graph = Graph()
+    graph.outputs = products(graph, 4)
+    assert names(fuse(graph, [ops.qkv])) == ["h = rmsnorm", "y0, y1, y2 = qkv", "y3 = matmul"]
+    # the normed x is read by the fourth, so it must stay
+    assert names(fuse(graph, [ops.norm_qkv, ops.qkv])) == ["h = rmsnorm", "y0, y1, y2 = qkv", "y3 = matmul"]
+
+
+def test_fusion_takes_an_inner_value_that_is_read_three_times_inside():
+    graph = Graph()
+    graph.outputs = products(graph, 3)
+    (node,) = fuse(graph, [ops.norm_qkv, ops.qkv, ops.norm_matmul]).nodes
+    assert (node.op, node.attrs) == (ops.norm_qkv, {"eps": 1e-5})
+    assert [v.name for v in node.inputs] == ["x", "norm", "w0", "w1", "w2"]
+    assert list(node.outputs) == graph.outputs
+
+
+def test_the_fused_node_comes_before_all_readers_of_its_outputs():
+    graph = Graph()
+    x = graph.leaf("x", ("T", 4))
+    made = [ops.silu(ops.matmul(x, graph.leaf(f"w{i}", (4, 4), "weight"), name=f"y{i}"), name=f"z{i}") for i in range(3)]
+    graph.outputs = made
+    assert names(fuse(graph, [ops.qkv])) == ["y0, y1, y2 = qkv", "z0 = silu", "z1 = silu", "z2 = silu"]
+
+
+def test_fusion_stays_in_a_layer():
+    graph = Graph()
+    x = graph.leaf("x", ("T", 4))
+    for i in range(3):
+        with layer(i):
+            graph.outputs.append(ops.matmul(x, graph.leaf(f"w{i}", (4, 4), "weight")))
+    assert [n.op.name for n in fuse(graph, [ops.qkv]).nodes] == ["matmul"] * 3
+
+
+def test_fusion_wants_the_residual_first():
+    graph = Graph()
+    x, w = graph.leaf("x", ("T", 4)), graph.leaf("w", (4, 4), "weight")
+    graph.outputs = [ops.add(x, ops.matmul(x, w)), ops.add(ops.matmul(x, w), x)]
+    assert [n.op.name for n in fuse(graph, [ops.matmul_add]).nodes] == ["matmul_add", "matmul", "add"]
+
+
+def rope_and_write(between=None, before_values=None):
+    """As a layer does it. `between`: what happens after the keys are written; `before_values`: makes the values."""
+    graph = Graph()
+    x, positions, freqs = (graph.leaf(n, s, d) for n, s, d in (
+        ("x", ("T", 2, 4), "float"), ("positions", ("T",), "int"), ("freqs", (2,), "float")
+    ))  # fmt: skip
+    k_cache, v_cache = (graph.leaf(name, ("C", 2, 4)) for name in ("k_cache", "v_cache"))
+    q, k = (ops.rope(graph.leaf(n, ("T", 2, 4)), positions, freqs, neox=True, name=n.upper()) for n in ("q", "k"))
+    keys = ops.kv_write(k_cache, k, positions, name="keys")
+    if between:
+        graph.outputs.append(between(graph, q, keys, k_cache, positions))
+    values = ops.kv_write(v_cache, before_values(graph) if before_values else x, positions, name="values")
+    graph.outputs += [q, keys, values]
+    return graph
+
+
+def test_rope_and_both_caches():
+    graph = rope_and_write()
+    (node,) = fuse(graph, [ops.rope_kv_write]).nodes
+    assert node.attrs == {"neox": True}
+    assert [v.name for v in node.outputs] == ["Q", "keys", "values"]
+
+
+def test_what_touches_a_cache_keeps_its_place():
+    def again(graph, q, keys, k_cache, positions):
+        return ops.kv_write(k_cache, graph.leaf("more", ("T", 2, 4)), positions, name="again")
+
+    found = names(fuse(rope_and_write(again), [ops.rope_kv_write]))
+    assert found == ["Q, keys, values = rope_kv_write", "again = kv_write"]
+
+    def scores(graph, q, keys, k_cache, positions):
+        return ops.attention_scores(q, keys, name="kq")
+
+    def late(graph):  # made of what reads the keys
+        (kq,) = graph.outputs
+        return ops.attention_mix(kq, graph.leaf("other", ("S", 2, 4)), name="x2")
+
+    found = names(fuse(rope_and_write(scores), [ops.rope_kv_write]))
+    assert found == ["Q, keys, values = rope_kv_write", "kq = attention_scores"]
+    assert len(fuse(rope_and_write(scores, late), [ops.rope_kv_write]).nodes) == 6  # there is no place for all four

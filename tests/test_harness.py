@@ -52,12 +52,12 @@ def lm(smollm2: Path, harness: Any) -> Iterator[Any]:
         patch.setenv("HF_DATASETS_OFFLINE", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.chdir(EVALUATION)  # the tasks name their files relative to where they are
-        yield get_model("tinyllama").create_from_arg_string(f"model={smollm2},n_ctx=512")
+        yield get_model("tinyllama").create_from_arg_string(f"model={smollm2},n_ctx=512,backend=numpy")
 
 
 @pytest.fixture(scope="module")
 def tiny_lm(harness: Any) -> Any:
-    return harness.TinyLlamaLM(str(DATA / "tiny" / "llama-gqa-tied.gguf"), n_ctx=64)
+    return harness.TinyLlamaLM(str(DATA / "tiny" / "llama-gqa-tied.gguf"), n_ctx=64, backend="numpy")
 
 
 def ask(lm: Any, kind: str, *arguments: Sequence[Any]) -> list[Any]:
@@ -145,7 +145,7 @@ def test_what_transformers_refuses_and_this_model_answers(lm):
 
 
 def test_a_continuation_too_long_is_refused_and_a_context_cut(harness, smollm2):
-    lm = harness.TinyLlamaLM(str(smollm2), max_length=16)
+    lm = harness.TinyLlamaLM(str(smollm2), max_length=16, backend="numpy")
     for case in GOLDEN["max_length 16"]:
         if failed(case["found"]):
             with pytest.raises(OptionError, match="max_length = 16"):
@@ -214,7 +214,7 @@ def run_command(model_args: str, *more: str) -> subprocess.CompletedProcess[str]
 
 def test_the_harness_own_command_knows_the_model(harness, tmp_path):
     model = DATA / "tiny" / "llama-gqa-tied.gguf"
-    done = run_command(f"model={model},n_ctx=64", "--limit", "2", "--output_path", str(tmp_path))
+    done = run_command(f"model={model},n_ctx=64,backend=numpy", "--limit", "2", "--output_path", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "tiny_facts" in done.stdout
 

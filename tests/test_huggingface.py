@@ -28,7 +28,7 @@ AS_TORCH = 1e-5  # as in test_logits.py: five times float32's rounding in two la
 
 
 def logits(path: Path, prompt: list[int] = PROMPT, **settings: Any) -> np.ndarray:
-    return Model.load(path, **settings).context().eval(prompt, logits="all")
+    return Model.load(path, backend="numpy", **settings).context().eval(prompt, logits="all")
 
 
 def error(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,7 +53,7 @@ def test_same_logits_as_gguf(dtype: str, n_shards: int, tiny: TinyLlama, tmp_pat
     wanted = logits(tmp_path / "tiny.gguf")
     assert error(logits(folder), wanted) <= SAME_WEIGHTS
     assert error(logits(folder, mmap=False), wanted) <= SAME_WEIGHTS
-    assert Model.load(folder).config.ftype == dtype
+    assert Model.load(folder, backend="numpy").config.ftype == dtype
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -105,11 +105,11 @@ def test_the_older_names_of_rope(name: str, tmp_path: Path) -> None:
 
 def test_metadata(tiny: TinyLlama, tmp_path: Path) -> None:
     folder = writer.write_llama(tmp_path / "Tiny-Llama", tiny)
-    model = Model.load(folder)
+    model = Model.load(folder, backend="numpy")
     assert (model.config.name, model.config.arch, model.config.norm_eps) == ("Tiny-Llama", "llama", 1e-5)
     assert model.file.format == "Hugging Face folder"
     assert model.file.path == folder
-    assert Model.load(folder / "model.safetensors").file.path == folder
+    assert Model.load(folder / "model.safetensors", backend="numpy").file.path == folder
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,12 @@ def test_context_ends_at_the_sliding_window(
     up_to_it = ", its sliding window" if window == n_ctx else ""
     beyond = f"; beyond its sliding window of {window}, results are not the model's own" if window else ""
     for path in (folder, file):
-        model = Model.load(path)
+        model = Model.load(path, backend="numpy")
         assert model.n_ctx == n_ctx
         assert f" n_ctx        = {n_ctx} (trained on {n_ctx}{up_to_it})\n" in load_summary(model)
-        assert f" n_ctx        = 100 (trained on {n_ctx}{beyond})\n" in load_summary(Model.load(path, n_ctx=100))
+        assert f" n_ctx        = 100 (trained on {n_ctx}{beyond})\n" in load_summary(
+            Model.load(path, backend="numpy", n_ctx=100)
+        )
         assert model.metadata[f"{model.config.arch}.context_length"] == 64
 
 
@@ -297,7 +299,7 @@ def test_a_file_of_15_gb_opens_at_once(tmp_path: Path) -> None:
     assert end > 15e9
     tracemalloc.start()
     try:
-        model = Model.load(tmp_path, n_ctx=16)
+        model = Model.load(tmp_path, backend="numpy", n_ctx=16)
         row = model.tensors["blk.7.attn_q.weight"].dequantize([5])
         _, peak = tracemalloc.get_traced_memory()
     finally:

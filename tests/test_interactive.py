@@ -26,12 +26,13 @@ from tinyllama.interaction import Interaction
 from tinyllama.sampling import Sampler
 
 TINY = Path(__file__).parent / "data" / "tiny" / "llama-mha.gguf"
-RUN = [sys.executable, "-m", "tinyllama", "run", "-m", str(TINY)]
+ON_NUMPY = ["run", "--backend", "numpy"]
+RUN = [sys.executable, "-m", "tinyllama", *ON_NUMPY, "-m", str(TINY)]
 
 
 @cache
 def tiny() -> Model:
-    return Model.load(TINY, n_ctx=512)
+    return Model.load(TINY, backend="numpy", n_ctx=512)
 
 
 # --- stop texts ------------------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def run(monkeypatch: pytest.MonkeyPatch, stdin: str, turns: list[str], *flags: s
     monkeypatch.setattr(Model, "generate", watched)
     monkeypatch.setattr(Sampler, "sample", sample)
     monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-    code = main(["run", "-m", str(TINY), "-c", "2000", *flags])
+    code = main([*ON_NUMPY, "-m", str(TINY), "-c", "2000", *flags])
     return read, code
 
 
@@ -148,7 +149,7 @@ def test_a_reverse_prompt_without_turns_ends_the_text(monkeypatch, capsys):
 
 @pytest.mark.parametrize("flag", ["--in-prefix", "--in-suffix", "--keep"])
 def test_flags_of_turns_need_turns(flag, capsys):
-    assert main(["run", "-m", str(TINY), flag, "1"]) == 1
+    assert main([*ON_NUMPY, "-m", str(TINY), flag, "1"]) == 1
     assert f"{flag} has a meaning with -i or -ins only" in capsys.readouterr().err
 
 
@@ -161,7 +162,7 @@ def test_flags_of_turns_need_turns(flag, capsys):
 )
 def test_what_does_not_fit_is_one_sentence(monkeypatch, capsys, flags, stdin, told):
     monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-    assert main(["run", "-m", str(TINY), "-i", *flags]) == 1
+    assert main([*ON_NUMPY, "-m", str(TINY), "-i", *flags]) == 1
     assert told in capsys.readouterr().err.strip().splitlines()[-1]
 
 
@@ -342,5 +343,5 @@ def test_ctrl_c_through_pipes_gives_the_turn():
 
 def test_smollm2_follows_an_instruction(smollm2, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("What is the capital of France?\n"))
-    assert main(["run", "-m", str(smollm2), "-ins", "-n", "24", "--temp", "0", "-c", "512"]) == 0
+    assert main([*ON_NUMPY, "-m", str(smollm2), "-ins", "-n", "24", "--temp", "0", "-c", "512"]) == 0
     assert "Paris" in capsys.readouterr().out  # as an atlas says

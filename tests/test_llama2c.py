@@ -35,7 +35,7 @@ def tiny_of(shape: str) -> TinyLlama:
 
 
 def logits(path: Path, **options) -> np.ndarray:
-    return Model.load(path, **options).context().eval(PROMPT, logits="all")
+    return Model.load(path, backend="numpy", **options).context().eval(PROMPT, logits="all")
 
 
 def assert_same(ours: np.ndarray, reference: np.ndarray) -> None:
@@ -89,7 +89,10 @@ def test_metadata_and_text(tmp_path):
     tiny = TinyLlama(eps=1e-5)
     write_llama2c(tmp_path / "stories.bin", tiny, 0)
     write_gguf(tmp_path / "stories.gguf", tiny)
-    ours, reference = Model.load(tmp_path / "stories.bin"), Model.load(tmp_path / "stories.gguf")
+    ours, reference = (
+        Model.load(tmp_path / "stories.bin", backend="numpy"),
+        Model.load(tmp_path / "stories.gguf", backend="numpy"),
+    )
     assert ours.file.format == "llama2.c v0"
     assert ours.config.ftype == "F32"
     assert ours.config.n_ctx_train == tiny.n_ctx

@@ -39,7 +39,7 @@ def error(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 @cache
 def load(name: str, fuse: bool = True) -> Model:
-    return Model.load(DATA / "tiny" / f"{name}.gguf", fuse=fuse)
+    return Model.load(DATA / "tiny" / f"{name}.gguf", backend="numpy", fuse=fuse)
 
 
 @cache
@@ -168,7 +168,7 @@ def test_greedy_generation_agrees_with_pytorch(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def real(smollm2: Path) -> Model:
-    return Model.load(smollm2)
+    return Model.load(smollm2, backend="numpy")
 
 
 REAL = dict(np.load(DATA / "smollm2_logits.npz"))

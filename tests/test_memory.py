@@ -34,7 +34,7 @@ GENERATE = """
 import sys
 from tinyllama import Model
 from tinyllama.memory import peak_resident
-model = Model.load(sys.argv[1])
+model = Model.load(sys.argv[1], backend="numpy")
 list(model.generate("Hello " * 3000, n_predict=8, temp=0))
 print(peak_resident(), model.file.n_params)
 """
@@ -67,7 +67,7 @@ def private():
     text = open("/proc/self/smaps_rollup").read()
     return sum(int(kb) for kb in re.findall(r"Private_\\w+:\\s+(\\d+) kB", text)) * 1024
 
-model = Model.load(sys.argv[1], weights_memory=0)
+model = Model.load(sys.argv[1], backend="numpy", weights_memory=0)
 context = model.context()
 before = private()
 context.eval([1, 2, 3])
@@ -92,7 +92,7 @@ STEP_65B = """
 import sys
 from tinyllama import Model
 from tinyllama.memory import peak_resident
-model = Model.load(sys.argv[1], weights_memory=0)
+model = Model.load(sys.argv[1], backend="numpy", weights_memory=0)
 logits = model.context().eval([1])
 print(peak_resident(), model.file.nbytes, len(logits))
 """

@@ -39,7 +39,7 @@ def stored_model() -> TinyLlama:
 
 
 def logits(path: Path, **options: Any) -> np.ndarray:
-    return Model.load(path, **options).context().eval(PROMPT, logits="all")
+    return Model.load(path, backend="numpy", **options).context().eval(PROMPT, logits="all")
 
 
 def assert_same(ours: np.ndarray, reference: np.ndarray) -> None:
@@ -52,7 +52,7 @@ def test_files_of_torch(folder, kind, mmap, tmp_path):
     write_gguf(tmp_path / "model.gguf", rounded(stored_model(), kind), gguf.GGMLQuantizationType[kind])
     assert_same(logits(DATA / folder, mmap=mmap), logits(tmp_path / "model.gguf"))
     assert open_model_file(DATA / folder).format == "Meta's .pth, 2 parts"
-    assert Model.load(DATA / folder).config.ftype == kind
+    assert Model.load(DATA / folder, backend="numpy").config.ftype == kind
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
@@ -103,7 +103,7 @@ def test_text_and_config(tmp_path):
     write_meta(tmp_path / "7B", tiny)
     (tmp_path / "7B" / "tokenizer.model").rename(tmp_path / "tokenizer.model")  # where Meta put it
     write_gguf(tmp_path / "model.gguf", tiny)
-    ours, reference = Model.load(tmp_path / "7B"), Model.load(tmp_path / "model.gguf")
+    ours, reference = Model.load(tmp_path / "7B", backend="numpy"), Model.load(tmp_path / "model.gguf", backend="numpy")
     for text in ("the and", "  two spaces", "½ 🦙 <s>", ""):
         assert ours.tokenize(text) == reference.tokenize(text)
     assert ours.config.name == "7B"
@@ -163,7 +163,7 @@ def test_tokenizer_of_llama3(tmp_path):
     tiny.weights["token_embd.weight"] = tiny.weights["output.weight"] = np.zeros((512, 32), np.float32)
     write_meta(tmp_path, tiny)
     (tmp_path / "tokenizer.model").write_bytes(b"".join(b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256)))
-    model = Model.load(tmp_path)
+    model = Model.load(tmp_path, backend="numpy")
     assert model.tokenize("½<|eot_id|>") == [256, 0xC2, 0xBD, 265]
 
 
@@ -172,7 +172,7 @@ def test_tokenizer_of_llama3(tmp_path):
 
 def refused(path: Path, says: str) -> None:
     with pytest.raises(TinyLlamaError, match=says) as caught:
-        Model.load(path)
+        Model.load(path, backend="numpy")
     assert "\n" not in str(caught.value)
 
 
@@ -284,6 +284,6 @@ def test_cut_short(name, kind, tmp_path):
     def check(length):
         (folder / name).write_bytes(sound[:length])
         with pytest.raises(FormatError):
-            Model.load(folder)
+            Model.load(folder, backend="numpy")
 
     check()

@@ -98,7 +98,39 @@ def test_rows_heads_and_sums():
     np.testing.assert_allclose(ops.matmul(x, table), [[sum(a * b) for b in table] for a in x], **CLOSE)
 
 
-FLOAT_OPS = [op for op in OPS.values() if all(o.dtype == "float" for o in (*op.inputs, op.output)) and not op.attrs]
+def test_fused_ops_are_what_their_names_say():
+    x, norm, weights = rand(2, 5), rand(5), [rand(m, 5) for m in (4, 4, 3)]
+    h = [[v / math.sqrt(sum(v * v for v in row) / 5 + 0.1) * w for v, w in zip(row, norm, strict=True)] for row in x]
+
+    def product(rows, weight):
+        return [[sum(a * b for a, b in zip(row, w, strict=True)) for w in weight] for row in rows]
+
+    for y, w in zip(ops.qkv(x, *weights), weights, strict=True):
+        np.testing.assert_allclose(y, product(x, w), **CLOSE)
+    for y, w in zip(ops.norm_qkv(x, norm, *weights, eps=0.1), weights, strict=True):
+        np.testing.assert_allclose(y, product(h, w), **CLOSE)
+    np.testing.assert_allclose(ops.norm_matmul(x, norm, weights[0], eps=0.1), product(h, weights[0]), **CLOSE)
+    residual = rand(2, 4)
+    np.testing.assert_allclose(ops.matmul_add(x, weights[0], residual), residual + product(x, weights[0]), **CLOSE)
+    gate, up = (np.array(product(h, w)) for w in weights[:2])
+    np.testing.assert_allclose(ops.norm_swiglu(x, norm, *weights[:2], eps=0.1), gate / (1 + np.exp(-gate)) * up, **CLOSE)
+
+
+def test_rope_kv_write_turns_queries_and_keys_and_fills_both_caches():
+    q, key, value, positions = rand(2, 3, 4), rand(2, 1, 4), rand(2, 1, 2), np.array([3, 4])
+    caches = np.zeros((8, 1, 4)), np.zeros((8, 1, 2))
+    turned, keys, values = ops.rope_kv_write(q, key, value, positions, np.array([0.5, 0.1]), *caches)
+    turn = np.exp(1j * positions[:, None] * np.array([0.5, 0.1]))[:, None]
+    for y, x in ((turned, q), (keys[3:], key)):
+        np.testing.assert_allclose(y[..., ::2] + 1j * y[..., 1::2], (x[..., ::2] + 1j * x[..., 1::2]) * turn, **CLOSE)
+    np.testing.assert_array_equal(values[3:], value)
+    for seen, cache in zip((keys, values), caches, strict=True):
+        assert seen.shape[0] == 5
+        assert np.shares_memory(seen, cache)
+        assert not cache[[0, 1, 2, 5, 6, 7]].any()
+
+
+FLOAT_OPS = [op for op in OPS.values() if all(o.dtype == "float" for o in (*op.inputs, *op.outputs)) and not op.attrs]
 
 
 @pytest.mark.parametrize("op", FLOAT_OPS, ids=lambda op: op.name)
@@ -135,17 +167,21 @@ def test_errors_name_the_op_the_operand_and_both_shapes():
 def test_cost_counts_what_is_touched():
     x, w = np.zeros((2, 8), np.float32), np.zeros((3, 8), np.float32)
     y = ops.matmul(x, w)
-    cost = OPS["matmul"].cost([x, w], y)
+    cost = OPS["matmul"].cost([x, w], [y])
     assert (cost.flops, cost.bytes) == (2 * 2 * 3 * 8, x.nbytes + w.nbytes + y.nbytes)
 
     table, ids = np.zeros((1000, 8), np.float32), np.array([5, 6])
     rows = ops.embedding(ids, table)
-    assert OPS["embedding"].cost([ids, table], rows).bytes == ids.nbytes + 2 * 8 * 4 + rows.nbytes  # two rows, not all
+    assert OPS["embedding"].cost([ids, table], [rows]).bytes == ids.nbytes + 2 * 8 * 4 + rows.nbytes  # two rows, not all
 
     q, kv, positions = np.zeros((1, 2, 4), np.float32), np.zeros((10, 1, 4), np.float32), np.array([9])
     out = ops.attention(q, kv, kv, positions, scale=1.0)
-    assert OPS["attention"].cost([q, kv, kv, positions], out).flops == 2 * 2 * 2 * 4 * 10  # q.k and p.v
-    assert OPS["merge_heads"].cost([q], ops.merge_heads(q)).bytes == 0  # the same memory
+    assert OPS["attention"].cost([q, kv, kv, positions], [out]).flops == 2 * 2 * 2 * 4 * 10  # q.k and p.v
+    several = ops.qkv(x, w, w[:2], w[:1])
+    cost = OPS["qkv"].cost([x, w, w[:2], w[:1]], several)
+    assert (cost.flops, cost.bytes) == (2 * 2 * 8 * (3 + 2 + 1), x.nbytes + 2 * w.nbytes + sum(y.nbytes for y in several))
+
+    assert OPS["merge_heads"].cost([q], [ops.merge_heads(q)]).bytes == 0  # the same memory
 
 
 def test_every_op_tells_its_formula():

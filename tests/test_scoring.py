@@ -18,7 +18,7 @@ DATA = Path(__file__).parent / "data"
 
 @pytest.fixture(scope="module")
 def tiny() -> Model:
-    return Model.load(DATA / "tiny" / "llama-gqa-tied.gguf")
+    return Model.load(DATA / "tiny" / "llama-gqa-tied.gguf", backend="numpy")
 
 
 def score_alone(model: Model, tokens: list[int], n: int) -> tuple[float, bool]:

@@ -19,7 +19,7 @@ TOKENS = np.random.default_rng(0).integers(0, 300, 600).tolist()
 
 
 def load(n_threads: int) -> Model:
-    return Model.load(TINY, n_threads=n_threads, n_ctx=1000)
+    return Model.load(TINY, backend="numpy", n_threads=n_threads, n_ctx=1000)
 
 
 @pytest.fixture(scope="module")

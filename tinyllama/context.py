@@ -75,21 +75,27 @@ class Context:
         """
         if not isinstance(logits, str) or logits not in ("last", "all"):
             raise OptionError(f"logits = {logits!r}: expected 'last' or 'all'")
-        ids = self._checked(tokens)
-        before, parts = self.n_past, []
-        self.model.file.check()
-        self._make_room(before + len(ids))  # for all of them at once
-        try:
-            for start in range(0, len(ids), self.n_batch):
-                batch = ids[start : start + self.n_batch]
-                out_ids = np.arange(len(batch)) if logits == "all" else np.array([len(batch) - 1])
-                parts.append(self._step(batch, out_ids, observe))
-                self.tokens += batch.tolist()
-                progress(len(batch))
-        except BaseException:
-            del self.tokens[before:]
-            raise
+        parts = [made for (made,) in self._read(tokens, observe, progress, every=logits == "all")]
         return np.concatenate(parts) if logits == "all" else parts[-1][-1].copy()
+
+    def eval_top(
+        self,
+        tokens: Sequence[int],
+        k: int,
+        *,
+        observe: Observer | None = None,
+        progress: Callable[[int], object] = lambda n_read: None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """As `eval`, but only the k largest logits of the last token, float32[k], and whose they are, token ids int64[k].
+
+        The largest comes first, of equal ones the lower id; NaN counts as the largest. A device finds them where the logits
+        are, so that the whole vocabulary need not be brought to the host and searched there.
+
+        Errors as those of `eval`; OptionError: k is not between 1 and n_vocab.
+        """
+        k = whole_number("k", k, 1, self.model.config.n_vocab)
+        values, ids = self._read(tokens, observe, progress, top=k)[-1]
+        return values[0].copy(), ids[0].astype(np.int64)
 
     @property
     def kv_bytes(self) -> int:
@@ -113,13 +119,40 @@ class Context:
             self.model.file.check()  # to touch what a file has lost would kill the process
             yield item
 
-    def _step(self, batch: NDArray[np.int64], out_ids: NDArray[np.int64], observe: Observer | None) -> NDArray[np.float32]:
+    def _read(
+        self,
+        tokens: Sequence[int],
+        observe: Observer | None,
+        progress: Callable[[int], object],
+        *,
+        every: bool = False,
+        top: int = 0,
+    ) -> list[list[NDArray[Any]]]:
+        """For each batch what its step hands back: logits of its last token or of every one, or the `top` largest."""
+        ids = self._checked(tokens)
+        before, made = self.n_past, []
+        self.model.file.check()
+        self._make_room(before + len(ids))  # for all of them at once
+        try:
+            for start in range(0, len(ids), self.n_batch):
+                batch = ids[start : start + self.n_batch]
+                out_ids = np.arange(len(batch)) if every else np.array([len(batch) - 1])
+                made.append(self._step(batch, out_ids, observe, top))
+                self.tokens += batch.tolist()
+                progress(len(batch))
+        except BaseException:
+            del self.tokens[before:]
+            raise
+        return made
+
+    def _step(
+        self, batch: NDArray[np.int64], out_ids: NDArray[np.int64], observe: Observer | None, top: int
+    ) -> list[NDArray[Any]]:
         self.model.file.check()
         positions = np.arange(self.n_past, self.n_past + len(batch))
-        inputs = {"tokens": batch, "positions": positions, "out_ids": out_ids}
-        (logits,) = self._executor.step(inputs, observe)
+        made = self._executor.step({"tokens": batch, "positions": positions, "out_ids": out_ids}, observe, top=top)
         self.model.is_placed = True
-        return logits
+        return made
 
     def _make_room(self, n: int) -> None:
         if n <= self._places:

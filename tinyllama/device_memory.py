@@ -47,11 +47,11 @@ class Demand:
     def on_devices(self, placement: Placement) -> dict[Backend, Needs]:
         """What each device of a placement has to hold."""
         graph, layers = self.built.graph, placement.layers
-        weights: dict[Backend, dict[str, int]] = {device: {} for device in placement.devices}
+        weights: dict[Backend, dict[tuple[str, str], int]] = {device: {} for device in placement.devices}
         scratch = dict.fromkeys(weights, 0)
         for backend, part in placement.parts(graph):
             if backend in weights:
-                weights[backend] |= self._resident(backend, part)  # by name: a tied table counts once
+                weights[backend] |= self._resident(backend, part)  # by name and form: a tied table in one counts once
                 scratch[backend] += backend.scratch_bytes(part, self.sizes)
         shapes = cache_shapes(graph)
         caches = cache_bytes(shapes, cache_dtypes(shapes, layers, self.types), self.n_ctx)
@@ -80,14 +80,15 @@ class Demand:
         dtypes = cache_dtypes(cache_shapes(self.built.graph), placement.layers, self.types).values()
         return ", a cache in half precision (-ctk f16 -ctv f16)" if any(d.itemsize > 2 for d in dtypes) else ""
 
-    def _resident(self, backend: Backend, part: Graph) -> dict[str, int]:
+    def _resident(self, backend: Backend, part: Graph) -> dict[tuple[str, str], int]:
         """Bytes of each weight and constant that a plan of this part keeps; a formula on the host takes the file's."""
         leaves = self.built.leaves
         return {
-            v.name: backend.resident_bytes(leaves[v.name], v.dtype)
+            (v.name, form): backend.resident_bytes(leaves[v.name], form)
             for n in backend.fused(part).nodes
             for v in n.inputs
             if v.name in leaves and (v.dtype != "weight" or backend.kernel_of(n.op))
+            for form in [backend.form(leaves[v.name], v.dtype, n.op)]
         }
 
 

@@ -1,4 +1,7 @@
-"""Runs a graph: one prepared plan for each run of nodes on the same backend, values handed over only at the borders."""
+"""Runs a graph: one prepared plan for each run of nodes on the same backend, values handed over only at the borders.
+
+Sampling looks at few logits, as a rule: at the largest. So a step can hand back these alone, found where the logits lie.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import ops
 from backends.base import Backend, Buffer, Observer, Plan, Progress
 from ops.errors import BackendError, TinyLlamaError
 from ops.graph import Graph
 from ops.tensor import Tensor
 
 from .offload import Placement
+
+FEW = 4096  # numbers of which the largest are found for a start, as many as all kernels take part in
 
 
 class Executor:
@@ -31,6 +37,7 @@ class Executor:
             self._segments.append((backend, part, plan))
         self._outputs = [v.name for v in graph.outputs]
         self._inputs = [[name for name in part.leaves if name not in leaves] for _, part, _ in self._segments]
+        self._reduction: Reduction | None = None  # the last one asked for
 
     def rebind(self, name: str, buffer: Buffer) -> None:
         """A leaf is another buffer from now on: a cache that has grown."""
@@ -38,22 +45,59 @@ class Executor:
             if name in part.leaves:
                 plan.rebind(name, buffer)
 
-    def step(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None) -> list[NDArray[Any]]:
-        """Run all nodes once; the graph's outputs as arrays on the host."""
-        values = dict(inputs)
+    def step(
+        self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None, *, top: int = 0
+    ) -> list[NDArray[Any]]:
+        """Run all nodes once; the graph's outputs as arrays on the host.
+
+        top: instead of the last output the `top` largest numbers of its rows, and their places there, as `ops.top_k` has them.
+        """
+        values, largest = dict(inputs), []
         with np.errstate(all="ignore"):  # a damaged weight's NaN shows in the logits; a warning would not say where
             for (backend, part, plan), names in zip(self._segments, self._inputs, strict=True):
                 with telling(backend, "in a step"):
                     outputs = plan({name: values[name] for name in names}, observe)
                     for value, buffer in zip(part.outputs, outputs, strict=True):
-                        values[value.name] = backend.download(buffer)
-        return [values[name] for name in self._outputs]
+                        if top and value.name == self._outputs[-1]:
+                            largest = self._reduce(backend, value.name, buffer, top)(buffer, observe)
+                        else:
+                            values[value.name] = backend.download(buffer)
+        return [values[name] for name in self._outputs[: -1 if top else None]] + largest
 
     def warm_up(self, progress: Progress) -> None:
         """Let each backend do now what its first step would do once."""
         for backend, _, plan in self._segments:
             with telling(backend, "when it was warmed up"):
                 plan.warm_up(progress)
+        with telling(backend, "when it was warmed up"):
+            few = backend.allocate((1, FEW), np.float32)
+            Reduction(backend, self._outputs[-1], few, 1)(few)
+
+    def _reduce(self, backend: Backend, name: str, buffer: Buffer, k: int) -> Reduction:
+        if self._reduction is None or not self._reduction.fits(buffer, k):
+            self._reduction = None  # before the new one: both may not fit
+            self._reduction = Reduction(backend, name, buffer, k)
+        return self._reduction
+
+
+class Reduction:
+    """The k largest numbers of each row of an output, found where it lies: a plan of one node, bound to the output's buffer."""
+
+    def __init__(self, backend: Backend, name: str, output: Buffer, k: int) -> None:
+        self._backend, self._name, self._bound = backend, name, output
+        self._wanted = (k, tuple(output.shape))
+        graph = Graph()
+        graph.outputs = [*ops.top_k(graph.leaf(name, output.shape), k=k, name=("top_values", "top_ids"))]
+        self._plan = backend.compile(graph, {name: output})
+
+    def fits(self, output: Buffer, k: int) -> bool:
+        return self._wanted == (k, tuple(output.shape))
+
+    def __call__(self, output: Buffer, observe: Observer | None = None) -> list[NDArray[Any]]:
+        if output is not self._bound:  # a step of another length has its own, and numpy's every step
+            self._plan.rebind(self._name, output)
+            self._bound = output
+        return [self._backend.download(made) for made in self._plan({}, observe)]
 
 
 @contextmanager

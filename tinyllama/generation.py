@@ -20,6 +20,9 @@ from .tokenizer import StreamDecoder
 if TYPE_CHECKING:
     from .context import Context
 
+MOST = 128  # logits that are sought where they lie; to sort more of them takes longer than to bring all of them here
+
+Seen = tuple[NDArray[np.float32]] | tuple[NDArray[np.float32], NDArray[np.int64]]  # all logits; the largest, and whose they are
 StopReason = Literal["end", "length", "context", "stop", "interrupted"]
 
 
@@ -105,10 +108,10 @@ class Generation:
 
     def _new_tokens(self) -> Iterator[int]:
         tokenizer, context = self.context.model.tokenizer, self.context
-        logits = self._prefill()
+        seen = self._prefill()
         while self._n_predict < 0 or len(self.tokens) < self._n_predict:
             began = perf_counter()
-            token = self.sampler.sample(logits)
+            token = self.sampler.sample(*seen)
             if not self._ignore_eos and tokenizer.is_end(token):
                 self.stop_reason = "end"
                 return
@@ -123,11 +126,11 @@ class Generation:
                 self.stop_reason = "context"
                 return
             began = perf_counter()
-            logits = context.eval([token], observe=self._observe)
+            seen = self._eval([token])
             self.timings.generation_seconds += perf_counter() - began
         self.stop_reason = "length"
 
-    def _prefill(self) -> NDArray[np.float32]:
+    def _prefill(self) -> Seen:
         context, began = self.context, perf_counter()
         known = 0  # tokens of the prompt that the context holds; the last one is read anyway, for its logits
         for held, asked in zip(context.tokens, self.prompt[:-1], strict=False):
@@ -138,10 +141,15 @@ class Generation:
         for token in self.prompt:
             self.sampler.accept(token)
         try:
-            return context.eval(self.prompt[known:], observe=self._observe, progress=self._progress)
+            return self._eval(self.prompt[known:], self._progress)
         finally:  # also when it is interrupted
             self.timings.prompt_tokens = len(self.prompt) - known
             self.timings.prompt_seconds = perf_counter() - began
+
+    def _eval(self, tokens: Sequence[int], progress: Callable[[int], object] = lambda n_read: None) -> Seen:
+        if 0 < (k := self.sampler.n_largest) <= MOST:
+            return self.context.eval_top(tokens, k, observe=self._observe, progress=progress)
+        return (self.context.eval(tokens, observe=self._observe, progress=progress),)
 
     def _before_stop(self, text: str) -> tuple[str, bool]:
         """The text before the first stop text in it, and whether there is one."""

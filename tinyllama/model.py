@@ -30,7 +30,7 @@ from .models import find
 from .offload import Placement
 from .sampling import Sampling
 from .tokenizer import Tokenizer
-from .wish import Wish, one_device
+from .wish import Wish, one_device, panels_folder
 
 
 class Model:
@@ -48,6 +48,7 @@ class Model:
         self.n_batch = demand.n_batch
         self.cache_dtypes = cache_dtypes(self.caches(), placement.layers, demand.types)
         self.load_seconds = 0.0  # what `load` took
+        self.auto: str | None = None  # of a backend that `auto` chose: why it is this one
         self.is_placed = False  # True: a context was made, so that the devices hold the weights
 
     @classmethod
@@ -55,7 +56,7 @@ class Model:
         cls,
         name_or_path: str | os.PathLike[str] = "smollm2",
         *,
-        backend: str | Backend = "numpy",
+        backend: str | Backend = "auto",
         n_gpu_layers: int | Literal["all", "auto"] | None = None,
         layers: str | None = None,
         device: int | str | None = None,
@@ -70,12 +71,16 @@ class Model:
         n_threads: int | None = None,
         weights_memory: int | None = None,
         fuse: bool = True,
+        precise: bool = False,
+        repack: bool = True,
     ) -> Model:
         """Open a model: a name that `tinyllama pull` knows, a path, or hf:OWNER/REPO/FILE.gguf.
 
-        backend: a name, `module:Class`, or a Backend.
-        n_gpu_layers: the last so many layers on the backend's device, the rest on numpy; more than the model has, -1, "all" or
-        None: everything; "auto": as many as its memory holds. Without effect on numpy, which has no device.
+        backend: a name, `module:Class`, or a Backend; "auto": cupy if it finds a GPU, else opencl if it finds a device, else
+        numpy.
+        n_gpu_layers: the last so many layers on the backend's device, the rest on numpy; more than the model has, -1 or "all":
+        everything; "auto": as many as its memory holds; None: "auto" on a backend that was found by "auto", else "all". Without
+        effect on numpy, which has no device.
         layers: instead of that a map of any split, "numpy:0-9,opencl:10-29", "opencl@1:5", "numpy:output".
         device (or main_gpu): which of the backend's devices, by number or a part of its name; device_memory: bytes it may use;
         device_features: the kernels for another kind of device than the one found.
@@ -84,7 +89,8 @@ class Model:
         was not trained to see); n_batch: tokens of a prompt computed at once.
         mmap: False reads the file into memory; n_threads: None for all cores; weights_memory: bytes that may hold weights in
         float32, None for what is free, 0 to convert at every use; fuse: False runs primitive ops only, so that every value of
-        the graph can be seen.
+        the graph can be seen; precise: True keeps activations in float32 where a backend would round them to 8 bits; repack:
+        False keeps weights as they are mapped where a backend would lay them out anew.
 
         Raises TinyLlamaError, of which FormatError and ModelError for what is wrong with the file, BackendError for a device
         that is not there, or too small: then nothing was put there.
@@ -106,6 +112,9 @@ class Model:
             device=one_device(device, main_gpu),
             device_memory=device_memory,
             device_features=device_features,
+            precise=precise,
+            repack=repack,
+            panels_folder=panels_folder() if repack and not isinstance(backend, Backend) else None,
         )
         wish = Wish.of(backend, options, n_gpu_layers, layers)
         path = find(name_or_path)
@@ -114,6 +123,7 @@ class Model:
         built = build(file)
         demand = Demand(built, types, n_ctx or built.config.n_ctx_train, n_batch)
         model = cls(file, demand, wish.placement(demand), wish.backend)
+        model.auto = wish.auto
         model.load_seconds = perf_counter() - began
         return model
 

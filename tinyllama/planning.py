@@ -18,6 +18,7 @@ from backends.base import Backend, Buffer, Device, Options
 from backends.device import launches, products  # noqa: F401  (they fill the table)
 from backends.device.launch import covers
 from backends.device.plan import scratch_bytes
+from backends.device.runtime import Limits
 from backends.numpy import Numpy
 from backends.numpy.allocator import give_back_freed_memory
 from backends.registry import get_backend
@@ -58,7 +59,10 @@ class OnPaper(Backend):
         return partial(_nothing_runs, op) if covers(op) else None
 
     def scratch_bytes(self, graph: Graph, sizes: Mapping[str, int]) -> int:
-        return scratch_bytes(self.fused(graph), sizes)
+        return scratch_bytes(ON_PAPER, self.fused(graph), sizes)
+
+
+ON_PAPER = Limits("on paper", "gpu", group_size=256, local_memory=32 << 10, allocation=1 << 40, memory=1 << 40)  # as usual
 
 
 def _nothing_runs(op: Op, *operands: Any, **attrs: Any) -> Buffer:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import ops
 from ops.errors import OptionError, ShapeError, TinyLlamaError, TokenError
 
 Logits = NDArray[np.float32]
@@ -116,35 +117,55 @@ class Sampler:
         self._check_token(token, "accept")
         self._last.append(int(token))
 
-    def sample(self, logits: Logits) -> int:
+    @property
+    def n_largest(self) -> int:
+        """So many of the largest logits are all that the next token depends on, whatever the others are; 0: it needs them all."""
+        s = self.sampling
+        if s.logit_bias or (self._last.maxlen != 0 and _penalises(s)):
+            return 0
+        if s.temp <= 0:
+            return 1
+        return s.top_k if 0 < s.top_k < self.n_vocab and not s.mirostat else 0
+
+    def sample(self, logits: Logits, ids: Indices | None = None) -> int:
         """The next token, given logits float32[n_vocab], which are not changed. It is not accepted yet.
+
+        ids: whose logits these are, if they are only the `n_largest` largest ones, the largest first, as `Context.eval_top`
+        gives them. The token is the same.
 
         ShapeError for another shape; TinyLlamaError if the largest logit is not a finite number.
         """
-        ids, probs = self.candidates(logits)
+        ids, probs = self.candidates(logits, ids)
         chosen = draw(probs, self._rng.random())
         if self.sampling.mirostat and self.sampling.temp > 0:
             surprise = -math.log2(probs[chosen])
             self._mu -= self.sampling.mirostat_eta * (surprise - self.sampling.mirostat_tau)
         return int(ids[chosen])
 
-    def candidates(self, logits: Logits) -> tuple[Indices, NDArray[np.float64]]:
+    def candidates(self, logits: Logits, ids: Indices | None = None) -> tuple[Indices, NDArray[np.float64]]:
         """What `sample` draws from: token ids [n] in ascending order, and their probabilities [n], whose sum is 1."""
         s = self.sampling
+        if ids is not None:
+            _check_largest(logits[0])
+            order = np.argsort(ids)
+            return self._cut(ids[order], logits[order])
         logits = self._adjusted(logits)
         likeliest = np.array([logits.argmax()])
-        if not np.isfinite(logits[likeliest[0]]):  # argmax finds a NaN before any number
-            raise TinyLlamaError(
-                f"no token can be chosen: the largest logit is {logits[likeliest[0]]}; the model's weights are "
-                "damaged, its computation went wrong, or logit_bias bans every token"
-            )
+        _check_largest(logits[likeliest[0]])  # argmax finds a NaN before any number
         if s.temp <= 0:  # every step below keeps the likeliest but typical, which is not asked for with temperature 0
-            return likeliest, np.ones(1)
+            return self._cut(likeliest, logits[likeliest])
         if s.mirostat:
             probs = softmax(logits, s.temp)
             ids = mirostat(probs, self._mu)
             return ids, probs[ids] / probs[ids].sum()
         ids = top_k(logits, s.top_k)
+        return self._cut(ids, logits[ids])
+
+    def _cut(self, ids: Indices, logits: Logits) -> tuple[Indices, NDArray[np.float64]]:
+        """What the steps after top-k leave of tokens in ascending order, and their probabilities."""
+        s = self.sampling
+        if len(ids) == 1:
+            return ids, np.ones(1)
         cuts: tuple[tuple[Callable[[Logits, float], Indices], float, bool], ...] = (
             (typical, s.typical_p, s.typical_p < 1),
             (top_p, s.top_p, s.top_p < 1),
@@ -152,8 +173,9 @@ class Sampler:
         )
         for cut, limit, wanted in cuts:
             if wanted:
-                ids = ids[cut(logits[ids], limit)]
-        return ids, softmax(logits[ids], s.temp)
+                kept = cut(logits, limit)
+                ids, logits = ids[kept], logits[kept]
+        return ids, softmax(logits, s.temp)
 
     def _adjusted(self, logits: Logits) -> Logits:
         """After logit bias and penalties: a copy where there are any, else the logits themselves."""
@@ -164,7 +186,7 @@ class Sampler:
             logits = logits.copy()
             for token, bias in s.logit_bias.items():
                 logits[token] += np.float32(bias)
-        if self._last and (s.repeat_penalty, s.presence_penalty, s.frequency_penalty) != (1, 0, 0):
+        if self._last and _penalises(s):
             counts = Counter(self._last)
             said, times = np.array(list(counts)), np.array(list(counts.values()), np.float32)
             logits = logits.copy()
@@ -174,6 +196,18 @@ class Sampler:
     def _check_token(self, token: int, where: str) -> None:
         if not 0 <= token < self.n_vocab:
             raise TokenError(f"{where}: token id {token} is not in the vocabulary (0 to {self.n_vocab - 1})")
+
+
+def _penalises(s: Sampling) -> bool:
+    return (s.repeat_penalty, s.presence_penalty, s.frequency_penalty) != (1, 0, 0)
+
+
+def _check_largest(logit: np.float32) -> None:
+    if not np.isfinite(logit):
+        raise TinyLlamaError(
+            f"no token can be chosen: the largest logit is {logit}; the model's weights are "
+            "damaged, its computation went wrong, or logit_bias bans every token"
+        )
 
 
 def softmax(logits: Logits, temp: float = 1.0) -> NDArray[np.float64]:
@@ -196,15 +230,10 @@ def penalties(logits: Logits, times: Logits, repeat: float, presence: float, fre
 
 def top_k(logits: Logits, k: int) -> Indices:
     """The k largest logits (Fan et al. 2018, arXiv:1805.04833); of equal ones the lower ids. k <= 0: all."""
-    n = len(logits)
-    if not 0 < k < n:
-        return np.arange(n)
-    # Of 64 interleaved rows, the k-th largest column maximum is at most the k-th largest logit, and nearly as much: few
-    # logits reach it, and finding it takes one pass, where np.argpartition on all logits takes several.
-    maxima = logits[: n - n % 64].reshape(64, -1).max(axis=0) if n >= 64 * k else logits
-    bound = np.partition(maxima, len(maxima) - k)[len(maxima) - k]
-    few = np.flatnonzero(logits >= bound)
-    return np.sort(few[np.argsort(-logits[few], kind="stable")[:k]])
+    if not 0 < k < len(logits):
+        return np.arange(len(logits))
+    _, ids = ops.top_k(logits[None], k=k)
+    return np.sort(ids[0])
 
 
 def top_p(logits: Logits, p: float) -> Indices:

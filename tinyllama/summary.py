@@ -52,7 +52,7 @@ def load_summary(model: Model) -> str:
         "model size": _size_told(model),
         "weights": "mmapped" if file.mapped else "read into memory",
         "mem required": _host_memory_told(model),
-        "backend": "; ".join(backend.describe() for backend in model.placement.backends),
+        "backend": _backends_told(model),
         "placement": "; ".join(model.placement.ranges()),
         "ops": coverage_told(model.coverage()),
         **_devices_told(model),
@@ -91,6 +91,12 @@ def _host_memory_told(model: Model) -> str:
     return f"{mib(needs.total - needs.device - needs.kv_cache)} (+ {mib(needs.kv_cache)} per context)"
 
 
+def _backends_told(model: Model) -> str:
+    """What computes, and how it came to that: `opencl on ..., kernels for a CPU (auto took opencl; cupy: not installed)`."""
+    described = "; ".join(backend.describe() for backend in model.placement.backends)
+    return f"{described} ({model.auto})" if model.auto else described
+
+
 def _kv_told(model: Model) -> str:
     """The type of the KV cache's numbers, and whether it grows: `float32; grows as it is used`."""
     dtypes: dict[str, str] = {}  # backend -> what its layers' caches are kept in
@@ -123,7 +129,8 @@ def _devices_told(model: Model) -> dict[str, str]:
             + (f": weights {mib(needs.weights)}, KV cache {mib(needs.kv_cache)}, scratch {mib(needs.scratch)}")
         )
     if not devices:
-        lines["offloading"] = f"0 of {n} layers: {model.backend.name} computes on the host; --backend opencl uses a device"
+        advice = "" if model.auto else "; --backend opencl uses a device"
+        lines["offloading"] = f"0 of {n} layers: {model.backend.name} computes on the host{advice}"
         lines["total VRAM used"] = mib(0)
     return lines
 

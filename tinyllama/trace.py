@@ -11,17 +11,20 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backends.base import Event
 from ops.errors import OptionError
+from ops.op import Cost
 
 
 class Trace:
-    """An observer that writes a line of JSON for every op, also of a run that fails: then up to the op where it did.
+    """An observer that writes a line of JSON for all that an op made, also of a run that fails: then up to the op where it did.
 
     Keys: step, name (llama.cpp's, so that the lines lie beside those of its eval-callback), op, layer, backend, inputs
     (names), input_shapes, shape, mean and absmax (of the finite values; null if there are none), nonfinite (how many are
-    not), seconds, flops, bytes, gflops (GFLOP/s), gbps (GB/s).
+    not), seconds, flops, bytes, gflops (GFLOP/s), gbps (GB/s). Of an op with several outputs the first line has what it took,
+    and the others 0, so that sums over lines are right.
 
     A regular file appears under its name when the trace ends; a pipe or a device is written to as it goes.
     """
@@ -63,26 +66,30 @@ class Trace:
         node = event.node
         self._first = self._first or node
         self._step += node is self._first
-        values = event.backend.download(event.output)
-        finite = values[np.isfinite(values)]
-        cost, seconds = event.cost, event.seconds or 1e-9  # a clock of coarse ticks may show none
+        cost, seconds = event.cost, event.seconds
+        for value, output in zip(node.outputs, event.outputs, strict=True):
+            self._write(event, value.name, event.backend.download(output), cost, seconds)
+            cost, seconds = Cost(0.0, 0.0), 0.0
+
+    def _write(self, event: Event, name: str, values: NDArray[Any], cost: Cost, seconds: float) -> None:
+        node, finite = event.node, values[np.isfinite(values)]
         record = {
             "step": self._step,
-            "name": node.output.name,
+            "name": name,
             "op": node.op.name,
             "layer": node.layer,
             "backend": event.backend.name,
             "inputs": [v.name for v in node.inputs],
             "input_shapes": [list(x.shape) for x in event.operands],
-            "shape": list(event.output.shape),
+            "shape": list(values.shape),
             "mean": float(finite.mean(dtype=np.float64)) if finite.size else None,
             "absmax": float(np.abs(finite).max()) if finite.size else None,
             "nonfinite": int(values.size - finite.size),
-            "seconds": event.seconds,
+            "seconds": seconds,
             "flops": cost.flops,
             "bytes": cost.bytes,
-            "gflops": cost.flops / seconds / 1e9,
-            "gbps": cost.bytes / seconds / 1e9,
+            "gflops": cost.flops / (seconds or 1e-9) / 1e9,  # a clock of coarse ticks may show none
+            "gbps": cost.bytes / (seconds or 1e-9) / 1e9,
         }
         with self._told_if_it_fails():
             self._file.write(json.dumps(record) + "\n")

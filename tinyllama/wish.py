@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from backends.base import Backend, Options
-from backends.registry import get_backend
-from ops.errors import OptionError
+from backends.registry import AUTO, fastest, get_backend
+from ops.errors import FetchError, OptionError
 
 from .checks import whole_number
 from .device_memory import Demand, place_last
+from .fetch import cache_folder
 from .offload import HOST, Entry, Place, Placement, is_device, parse_map
 
 ALL = 1 << 30  # layers: more than any model has
@@ -25,11 +28,16 @@ class Wish:
     n_gpu_layers: int | None  # None: as many as fit
     map: list[Entry] = field(default_factory=list)
     backends: dict[Place, Backend] = field(default_factory=dict)  # those of the map
+    auto: str | None = None  # of a backend that `auto` chose: why it is this one
 
     @staticmethod
     def of(backend: str | Backend, options: Options, n_gpu_layers: Any, layers: str | None) -> Wish:
         """OptionError: flags that exclude each other, or have no meaning; BackendError: a backend that cannot be used."""
         n = layers_wanted(n_gpu_layers)
+        if layers is None and backend == AUTO:
+            choice = fastest(options)
+            check_device_flags(choice.backend, options, f"auto found no device ({choice.passed_over})")
+            return Wish(choice.backend, None if n_gpu_layers is None else n, auto=choice.told)
         if layers is None:
             return Wish(made(backend, options), n)
         if n_gpu_layers is not None:
@@ -75,6 +83,20 @@ def one_device(device: int | str | None, main_gpu: int | None) -> str | None:
     return None if chosen is None else str(chosen)
 
 
+def panels_folder() -> Path | None:
+    """Where weights that a backend lays out anew are kept: TINYLLAMA_PANELS, else `panels` in the folder of fetched models.
+
+    None if that variable is empty, or there is no home folder.
+    """
+    own = os.environ.get("TINYLLAMA_PANELS")
+    if own is not None:
+        return Path(own) if own else None
+    try:
+        return cache_folder() / "panels"
+    except FetchError:
+        return None
+
+
 def made(backend: str | Backend, options: Options, *, in_map: bool = False) -> Backend:
     """The backend of that name with these options; one that exists already has its own.
 
@@ -82,20 +104,30 @@ def made(backend: str | Backend, options: Options, *, in_map: bool = False) -> B
     """
     if isinstance(backend, Backend):
         if options != Options():
-            raise OptionError("n_threads, weights_memory, fuse and the device are the backend's: give them to the one you made")
+            raise OptionError(
+                "n_threads, weights_memory, fuse, precise, repack and the device are the backend's: give them to the one you "
+                "made"
+            )
         return backend
     if not isinstance(backend, str):
         raise OptionError(f"backend = {backend!r}: expected a name, module:Class, or a Backend")
     got = get_backend(backend, options)
-    asked: dict[str, str | int | None] = {"--device": options.device}
-    if not in_map:
-        asked |= {"--device-memory": options.device_memory, "--device-features": options.device_features}
-    if not is_device(got) and (flags := [flag for flag, value in asked.items() if value is not None]):
-        raise OptionError(
-            f"{flags[0]} {asked[flags[0]]} was asked for, but the backend {backend} has no devices: `tinyllama devices` lists "
-            "what there is, and --backend chooses"
-        )
+    check_device_flags(got, options if not in_map else Options(device=options.device), f"the backend {backend} has no devices")
     return got
+
+
+def check_device_flags(backend: Backend, options: Options, no_device: str) -> None:
+    """OptionError, with this reason, if the options say something of a device and the backend has none."""
+    asked = {
+        "--device": options.device,
+        "--device-memory": options.device_memory,
+        "--device-features": options.device_features,
+    }
+    if not is_device(backend) and (flags := [flag for flag, value in asked.items() if value is not None]):
+        raise OptionError(
+            f"{flags[0]} {asked[flags[0]]} was asked for, but {no_device}: `tinyllama devices` lists what there is, and "
+            "--backend chooses"
+        )
 
 
 def backends_of(entries: list[Entry], backend: str | Backend, options: Options) -> dict[Place, Backend]:
@@ -107,8 +139,10 @@ def backends_of(entries: list[Entry], backend: str | Backend, options: Options) 
     if isinstance(backend, Backend):
         known[backend.name, None] = made(backend, options)
         options = replace(backend.options, device=None)
+    if AUTO in {entry.backend for entry in entries}:
+        raise OptionError("a map of layers (--layers) names its backends itself, without auto: `tinyllama devices` lists them")
     name = backend.name if isinstance(backend, Backend) else backend
-    if name != HOST and name not in {entry.backend for entry in entries}:
+    if name not in (HOST, AUTO) and name not in {entry.backend for entry in entries}:
         raise OptionError(f"the map of layers (--layers) leaves out {name}, which --backend asks for: name it in the map")
     places = [(HOST, None), *(entry.place for entry in entries)]
     for place in places:

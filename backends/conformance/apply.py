@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,15 @@ SYMBOLIC = ("T", "S", "U", "C")  # sizes that a step decides
 
 @dataclass(frozen=True)
 class Applied:
-    output: Array
+    outputs: list[Array]
     written: dict[str, Array]  # operands that the op writes, as they are afterwards
     read: dict[str, Array]  # the other arrays, as far as they can be seen afterwards: they must not have changed
-    shared: str = ""  # the operand whose memory the output is, where buffers are numpy's arrays
+    shared: dict[str, str] = field(default_factory=dict)  # output -> operand in whose memory it lies, of numpy's arrays
+
+    @property
+    def output(self) -> Array:
+        """The first of them, and nearly always the only one."""
+        return self.outputs[0]
 
 
 def apply(backend: Backend, op: Op, operands: Sequence[Array | Tensor], attrs: Mapping[str, Any], path: str) -> Applied:
@@ -39,15 +44,15 @@ def apply(backend: Backend, op: Op, operands: Sequence[Array | Tensor], attrs: M
 def by_kernel(backend: Backend, op: Op, operands: Sequence[Array | Tensor], attrs: Mapping[str, Any]) -> Applied:
     """Call the backend's kernel, or the formula on the host if it has none."""
     buffers = [
-        backend.resident(x, operand.dtype) if isinstance(x, Tensor) else _buffer(backend, x, operand)
+        backend.resident(x, backend.form(x, operand.dtype, op)) if isinstance(x, Tensor) else _buffer(backend, x, operand)
         for operand, x in zip(op.inputs, operands, strict=True)
     ]
     kernel = backend.kernel_of(op)
     if kernel is None:
         given = [x if isinstance(x, Tensor) else b for x, b in zip(operands, buffers, strict=True)]
-        result = backend.on_host(op)(*given, **attrs)
+        results = op.results(backend.on_host(op)(*given, **attrs))
     else:
-        result = kernel(*buffers, **attrs)
+        results = op.results(kernel(*buffers, **attrs))
     backend.synchronize()
     after = {
         o.name: np.array(backend.download(b))
@@ -55,10 +60,15 @@ def by_kernel(backend: Backend, op: Op, operands: Sequence[Array | Tensor], attr
         if not isinstance(x, Tensor)
     }
     return Applied(
-        output=np.array(backend.download(result)),
+        outputs=[np.array(backend.download(result)) for result in results],
         written={o.name: after.pop(o.name) for o in op.inputs if o.written},
         read=after,
-        shared=next((o.name for o, b in zip(op.inputs, buffers, strict=True) if _overlap(result, b)), ""),
+        shared={
+            output.name: o.name
+            for output, result in zip(op.outputs, results, strict=True)
+            for o, b in zip(op.inputs, buffers, strict=True)
+            if _overlap(result, b)
+        },
     )
 
 
@@ -68,7 +78,7 @@ def by_plan(backend: Backend, op: Op, operands: Sequence[Array | Tensor], attrs:
     As in a model, caches, weights and other constants are bound; keys and values are what `kv_write` shows of a cache, of
     which the step writes the last T rows, and whose rows after them hold poison.
     """
-    graph = Graph()
+    graph = Graph(written_out=True)
     bound: dict[str, Any] = {}
     inputs: dict[str, Array] = {}
     leaves = []
@@ -101,11 +111,10 @@ def by_plan(backend: Backend, op: Op, operands: Sequence[Array | Tensor], attrs:
             )
         else:
             inputs[operand.name] = x
-    graph.outputs = [op.formula(*leaves, **attrs) if op.fused else op(*leaves, **attrs)]
-    (result,) = backend.compile(graph, bound)(inputs)
-    output = np.array(backend.download(result))
+    graph.outputs = [*op.results(op(*leaves, **attrs))]
+    results = backend.compile(graph, bound)(inputs)
     return Applied(
-        output,
+        [np.array(backend.download(result)) for result in results],
         written={o.name: np.array(backend.download(bound[o.name])) for o in op.inputs if o.written},
         read={o.name: np.array(inputs[o.name]) for o in op.inputs if o.name in inputs},
     )

@@ -42,21 +42,28 @@ class Case:
         rng = np.random.default_rng(self.seed)
         return [self._operand(rng, OPS[self.op], operand) for operand in OPS[self.op].inputs]
 
-    def truth(self) -> tuple[Array, dict[str, Array]]:
-        """The formula in float64: output, and the operands that it writes. A cache keeps its dtype, and rounds."""
+    def truth(self) -> tuple[list[Array], dict[str, Array]]:
+        """The formula in float64: outputs, and the operands that it writes, before they are rounded to a cache's dtype."""
         op, operands = OPS[self.op], self.operands_in_double()
         with np.errstate(all="ignore"):
-            output = np.array(op.formula(*operands, **self.attrs))
-        return output, {o.name: x for o, x in zip(op.inputs, operands, strict=True) if o.written}
+            outputs = [np.array(output) for output in op.results(op.formula(*operands, **self.attrs))]
+        return outputs, {o.name: x for o, x in zip(op.inputs, operands, strict=True) if o.written}
 
     def operands_in_double(self) -> list[Any]:
-        """The same numbers in float64, weights dequantised; caches that are written, and integers, as they are."""
+        """The same numbers in float64, weights dequantised; integers as they are."""
         return [
             x.dequantize().astype(np.float64)
             if isinstance(x, Tensor)
-            else x.astype(np.float64) if x.dtype.kind == "f" and not operand.written else x.copy()
-            for operand, x in zip(OPS[self.op].inputs, self.operands(), strict=True)
+            else x.astype(np.float64) if x.dtype.kind == "f" else x.copy()
+            for x in self.operands()
         ]  # fmt: skip
+
+    def dtype(self, output: Operand) -> np.dtype[Any]:
+        """Of an output: that of the operand whose memory it is, or of the first that is not of integers."""
+        op = OPS[self.op]
+        viewed = op.views.get(output.name)
+        source = next(o for o in op.inputs if (o.dtype != "int" if viewed is None else o.name == viewed))
+        return np.dtype(self.kv if is_cache(source) else np.float32)
 
     def _operand(self, rng: np.random.Generator, op: Op, operand: Operand) -> Array | Tensor:
         shape = tuple(self.sizes[d] for d in operand.dims)

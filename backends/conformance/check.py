@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from ..base import Backend
+from .rounding import precise
 
 Draws = st.DataObject  # data.draw(strategy): hypothesis' source of cases, so that a failing one shrinks
 
@@ -28,13 +29,20 @@ CHECKS: dict[str, Check] = {}  # every check by its name
 
 
 def check(
-    name: str, *ops: str, dtype: str = "", examples: int | None = None
+    name: str, *ops: str, dtype: str = "", examples: int | None = None, as_it_is: bool = False
 ) -> Callable[[Callable[[Backend, Draws], None]], Check]:
-    """Declare a check: a decorator above its function, whose docstring says what must hold, and why."""
+    """Declare a check: a decorator above its function, whose docstring says what must hold, and why.
+
+    as_it_is: of a backend that rounds activations to 8 bits, too; else of one that was told not to, with whose results the
+    exact ones can be compared.
+    """
 
     def declare(run: Callable[[Backend, Draws], None]) -> Check:
+        def run_precisely(backend: Backend, data: Draws) -> None:
+            run(precise(backend), data)
+
         told = " ".join((run.__doc__ or "").split())
-        CHECKS[name] = made = Check(name, ops, told, run, dtype, examples)
+        CHECKS[name] = made = Check(name, ops, told, run if as_it_is else run_precisely, dtype, examples)
         return made
 
     return declare

@@ -52,7 +52,7 @@ def _assert_equal(ours: Array, expected: Array, told: str) -> None:
         raise AssertionError(f"{told} is wrong at {list(at)}: expected {expected[at]}, got {ours[at]}")
 
 
-@check("contract-upload")
+@check("contract-upload", as_it_is=True)
 def upload(backend: Backend, data: Draws) -> None:
     """What is uploaded comes back by download, whatever way it lay in memory; float64 may come back rounded to float32."""
     shape, layout = _shape(data), data.draw(st.sampled_from(LAYOUTS), label="layout")
@@ -73,7 +73,7 @@ def upload(backend: Backend, data: Draws) -> None:
     _assert_equal(array, before, "the array that was uploaded, which may not change,")
 
 
-@check("contract-upload-late")
+@check("contract-upload-late", as_it_is=True)
 def upload_late(backend: Backend, data: Draws) -> None:
     """Arrays that were uploaded for a kernel, or for a step of a plan, may change after the call: nobody reads them."""
     shape = (data.draw(st.sampled_from(ROWS)), data.draw(st.sampled_from(ROWS)))
@@ -90,7 +90,7 @@ def upload_late(backend: Backend, data: Draws) -> None:
     _assert_equal(backend.download(result), expected, "a sum, after the arrays that were added have changed,")
 
 
-@check("contract-allocate")
+@check("contract-allocate", as_it_is=True)
 def allocate(backend: Backend, data: Draws) -> None:
     """A new buffer holds zeros, also where another one with other content was before; nbytes is its size."""
     shape, dtype = _cache_shape(data), data.draw(st.sampled_from(backend.kv_dtypes), label="dtype")
@@ -106,7 +106,7 @@ def allocate(backend: Backend, data: Draws) -> None:
         del buffer
 
 
-@check("contract-overwrite")
+@check("contract-overwrite", as_it_is=True)
 def overwrite(backend: Backend, data: Draws) -> None:
     """overwrite(buffer, array) changes the first len(array) rows and no other; the array may lie in memory in any way."""
     shape, dtype = _cache_shape(data), data.draw(st.sampled_from(backend.kv_dtypes), label="dtype")
@@ -122,7 +122,7 @@ def overwrite(backend: Backend, data: Draws) -> None:
         _assert_equal(np.array(backend.download(buffer)), expected, f"a buffer with {rows} rows overwritten")
 
 
-@check("contract-enlarge")
+@check("contract-enlarge", as_it_is=True)
 def enlarge(backend: Backend, data: Draws) -> None:
     """A larger cache begins with the rows of the old one, and ends with zeros; the old one stays as it was."""
     shape, dtype = _cache_shape(data), data.draw(st.sampled_from(backend.kv_dtypes), label="dtype")
@@ -138,7 +138,7 @@ def enlarge(backend: Backend, data: Draws) -> None:
     _assert_equal(np.array(backend.download(buffer)), old, "the cache that was enlarged, and is still in use,")
 
 
-@check("contract-resident")
+@check("contract-resident", as_it_is=True)
 def resident(backend: Backend, data: Draws) -> None:
     """A tensor is brought to the backend once, in every format; multiplied by ones at one place it shows each weight.
 
@@ -169,10 +169,10 @@ def resident(backend: Backend, data: Draws) -> None:
     _assert_equal(stored, before, "the tensor's bytes")
 
 
-@check("contract-results-stay")
+@check("contract-results-stay", as_it_is=True)
 def results_stay(backend: Backend, data: Draws) -> None:
     """What a kernel gave stays as it is when the kernel is called again: no two calls share their memory."""
-    names = [name for name, op in OPS.items() if backend.kernel_of(op) and not op.view_of and op.inputs[0].dtype == "float"]
+    names = [name for name, op in OPS.items() if backend.kernel_of(op) and not op.views and op.inputs[0].dtype == "float"]
     if not names:
         return
     op = OPS[data.draw(st.sampled_from(names), label="op")]
@@ -187,13 +187,14 @@ def results_stay(backend: Backend, data: Draws) -> None:
             for o, x in zip(op.inputs, case.operands(), strict=True)
         ]
         with np.errstate(all="ignore"):
-            results.append(kernel(*buffers, **case.attrs))
+            results.append(op.results(kernel(*buffers, **case.attrs)))
         if len(results) == 1:
-            shown = np.array(backend.download(results[0]))
-    _assert_equal(np.array(backend.download(results[0])), shown, f"{op.name}'s first result, after a second call,")
+            shown = [np.array(backend.download(result)) for result in results[0]]
+    for result, was in zip(results[0], shown, strict=True):
+        _assert_equal(np.array(backend.download(result)), was, f"{op.name}'s first result, after a second call,")
 
 
-@check("contract-two-plans")
+@check("contract-two-plans", as_it_is=True)
 def two_plans(backend: Backend, data: Draws) -> None:
     """Two plans of one graph, their steps in turn, keep out of each other's way: two contexts of one model, with a cache each.
 
@@ -232,7 +233,7 @@ def two_plans(backend: Backend, data: Draws) -> None:
             np.testing.assert_allclose(ours, truth, rtol=0, atol=100 * U * size * n**0.5, err_msg=f"{told} of plan {which}")
 
 
-@check("contract-told")
+@check("contract-told", as_it_is=True)
 def told(backend: Backend, data: Draws) -> None:
     """A backend has a name and one line about itself; devices and memory are numbers that make sense."""
     assert isinstance(backend.name, str), "name is no text"

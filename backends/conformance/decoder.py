@@ -133,5 +133,6 @@ def evaluate(graph: Graph, leaves: Mapping[str, Any]) -> dict[str, Array]:
     values: dict[Value, Any] = {value: leaves[name] for name, value in graph.leaves.items()}
     with np.errstate(all="ignore"):
         for node in graph.nodes:
-            values[node.output] = np.array(node.op.formula(*(values[v] for v in node.inputs), **node.attrs))
+            made = node.op.results(node.op.formula(*(values[v] for v in node.inputs), **node.attrs))
+            values |= zip(node.outputs, map(np.array, made), strict=True)
     return {value.name: array for value, array in values.items()}

@@ -24,6 +24,10 @@ Buffer = Any
 # loop's are some five times less accurate, in the square 25. With caches in float16 a number that lies between two neighbours
 # is rounded to the other one, 5e-4 away, if it was computed in float32: 1e-7 came up.
 LIMITS = {"float32": 2e-9, "float16": 2e-6}
+# x rounded to 8 bits: each product's NMSE is some 3e-5 (see rounding.py), 2e-4 for rows with one large number; scores below 4
+# are off by 1% then, and so is softmax. In a layer whose rows are a single block, with large minima, little cancels: 0.04
+# came up there in 1,700 comparisons, 1e-4 where rows are longer. A value that another step left behind is 1.
+ROUNDED = 0.1
 PROGRAMS = ((1,), (1, 1, 1), (3, 1, 1, 2), (5, 1, 7), (33, 1, 1, 17), (65, 1), (2, 130, 1), (16, 5, 1, 2))  # T, step by step
 _unfused: WeakKeyDictionary[Backend, Backend] = WeakKeyDictionary()
 
@@ -100,9 +104,9 @@ class Run:
         self.position += n_tokens
         return outputs, true
 
-    def compare(self, outputs: list[Array], true: dict[str, Array], told: str) -> None:
+    def compare(self, outputs: list[Array], true: dict[str, Array], told: str, limit: float) -> None:
         for value, ours in zip(self.graph.outputs, outputs, strict=True):
-            assert_near(ours, true[value.name], LIMITS[self.kv], f"{self.told}\n{told}: {value.name}")
+            assert_near(ours, true[value.name], limit, f"{self.told}\n{told}: {value.name}")
 
 
 def assert_near(ours: Array, truth: Array, limit: float, told: str) -> None:
@@ -114,10 +118,10 @@ def assert_near(ours: Array, truth: Array, limit: float, told: str) -> None:
     worst = int(np.argmax(np.where(np.isnan(rows), np.inf, rows)))
     said = f"{told} is wrong, worst in row {worst} of {len(truth)}: NMSE {np.mean(rows) / size:.2e}, limit {limit:.0e}"
     assert np.mean(rows) <= limit * size, said
-    assert rows[worst] <= 10 * limit * max(size, np.square(truth[worst]).mean()), said
+    assert rows[worst] <= min(10 * limit, 0.5) * max(size, np.square(truth[worst]).mean()), said
 
 
-def _run_program(backend: Backend, data: Draws, kv: str) -> None:
+def _run_program(backend: Backend, data: Draws, kv: str, limit: float) -> None:
     decoder = data.draw(decoders(), label="decoder")
     program = data.draw(st.sampled_from(PROGRAMS), label="T of each step")
     grows = data.draw(st.booleans(), label="the cache grows")
@@ -132,7 +136,7 @@ def _run_program(backend: Backend, data: Draws, kv: str) -> None:
             run.position = run.position // 2
         run.grow(run.position + n_tokens + (i % 2))
         outputs, true = run.step(n_tokens)
-        run.compare(outputs, true, f"steps of T = {program}, step {i}")
+        run.compare(outputs, true, f"steps of T = {program}, step {i}", limit)
         for now, then in kept:
             assert all(np.array_equal(a, b) for a, b in zip(now, then, strict=True)), (
                 f"{run.told}\nsteps of T = {program}: step {i} changed an array that was downloaded after an earlier step"
@@ -147,13 +151,19 @@ def layer_f32(backend: Backend, data: Draws) -> None:
     What a step leaves behind (buffers, arguments, masks, rows of the cache) may not reach the next one. Places of the cache
     that are not written hold NaN or the largest number.
     """
-    _run_program(backend, data, "float32")
+    _run_program(backend, data, "float32", LIMITS["float32"])
+
+
+@check("graph-rounded", *OPS_USED, dtype="f16", as_it_is=True)
+def rounded(backend: Backend, data: Draws) -> None:
+    """And with activations as the backend takes them: if it rounds them to 8 bits, a layer is as near as that allows."""
+    _run_program(backend, data, "float16", ROUNDED)
 
 
 @check("graph-layer-f16", *OPS_USED, dtype="f16")
 def layer_f16(backend: Backend, data: Draws) -> None:
     """The same with caches in float16: what is written is rounded to it, and everything else is not."""
-    _run_program(backend, data, "float16")
+    _run_program(backend, data, "float16", LIMITS["float16"])
 
 
 @check("graph-unfused", *(op for op in OPS_USED if op not in ("attention", "swiglu")), "attention_scores", "causal_mask",
@@ -164,23 +174,24 @@ def unfused(backend: Backend, data: Draws) -> None:
         _unfused[backend] = type(backend)(replace(backend.options, fuse=False))
     twin = _unfused[backend]
     assert not [n.op.name for n in twin.fused(Decoder(8, 2, 1, 4, 8).graph()).nodes if n.op.fused], "fused against fuse=False"
-    _run_program(twin, data, "float32")
+    _run_program(twin, data, "float32", LIMITS["float32"])
 
 
 @check("graph-observed", *OPS_USED)
 def observed(backend: Backend, data: Draws) -> None:
-    """An observer is told of every node, in order, with its output; what it sees is right, and the outputs stay the same."""
+    """An observer is told of every node, in order, with its outputs; what it sees is right, and the results stay the same."""
     decoder = data.draw(decoders(), label="decoder")
     n_tokens = data.draw(st.sampled_from((1, 2, 5, 33)), label="T")
     run = Run(backend, decoder, "float32", n_tokens + 4, None)
-    nodes = [n.output.name for n in backend.fused(run.graph).nodes]
+    names = [v.name for n in backend.fused(run.graph).nodes for v in n.outputs]
     seen: list[str] = []
     outputs: dict[str, Array] = {}
 
     def observe(event: Event) -> None:
+        for value, output in zip(event.node.outputs, event.outputs, strict=True):
+            seen.append(value.name)
+            outputs[value.name] = np.array(backend.download(output))
         name = event.node.output.name
-        seen.append(name)
-        outputs[name] = np.array(backend.download(event.output))
         assert event.seconds >= 0, f"{name} took {event.seconds} s"
         assert event.on_host == (backend.kernel_of(event.node.op) is None), f"{name}: on_host is {event.on_host}"
         assert event.cost.bytes >= 0, f"{name}: moves {event.cost.bytes} bytes"
@@ -189,7 +200,7 @@ def observed(backend: Backend, data: Draws) -> None:
     for T in (n_tokens, 1):
         seen.clear()
         results, true = run.step(T, observe)
-        assert seen == nodes, f"{run.told}: an observer saw {seen}, expected {nodes}"
-        run.compare(results, true, f"observed, T = {T}")
+        assert seen == names, f"{run.told}: an observer saw {seen}, expected {names}"
+        run.compare(results, true, f"observed, T = {T}", LIMITS["float32"])
         for name, ours in outputs.items():
             assert_near(ours, true[name], LIMITS["float32"], f"{run.told}\nobserved node {name}")

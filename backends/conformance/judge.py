@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.op import OPS
+from ops.op import OPS, Op, Operand
 from ops.tensor import Tensor
 
 from ..base import Backend, Options
 from ..registry import known_backends
+from . import rounding
 from .apply import Applied, apply
 from .case import Case
 from .tolerances import ELEMENT, SMALLEST, Tolerance, U, in_terms, tolerance
@@ -38,7 +39,6 @@ class Tally:
             self.nmse, self.limit, self.where = nmse, limit, case
 
 
-LARGEST = float(np.finfo(np.float32).max)
 AGAIN = "To see it again, in python:"
 
 TALLY: ContextVar[Tally | None] = ContextVar("tally", default=None)  # of the check that runs, where someone counts
@@ -49,7 +49,7 @@ class Wrong(AssertionError):
 
 
 def check_case(backend: Backend, case: Case) -> None:
-    """Run one case, and hold all of it against the formula in float64: output, what was written, what may not change."""
+    """Run one case, and hold all of it against the formula in float64: outputs, what was written, what may not change."""
     op, operands = OPS[case.op], case.operands()
     try:
         try:
@@ -57,7 +57,7 @@ def check_case(backend: Backend, case: Case) -> None:
                 applied = apply(backend, op, operands, case.attrs, case.path)
         except Exception as error:
             raise Wrong(f"raised {type(error).__name__}: {error}") from error
-        _judge(case, operands, applied)
+        _judge(backend, case, operands, applied)
     except Wrong as wrong:
         imports = ["from backends.conformance.case import Case", "from backends.conformance.judge import check_case"]
         again = snippet(backend, imports, f"check_case(backend, {case!r})")
@@ -86,18 +86,20 @@ def backend_call(backend: Backend) -> str:
     return f"{name!r}" + (f", Options({', '.join(given)})" if given else "")
 
 
-def _judge(case: Case, operands: list[Array | Tensor], applied: Applied) -> None:
+def _judge(backend: Backend, case: Case, operands: list[Array | Tensor], applied: Applied) -> None:
     op = OPS[case.op]
-    truth, written = case.truth()
-    first = next(o for o in op.inputs if o.dtype != "int")
-    dtype = np.dtype(case.kv if first.written or first.dims[0] in ("S", "C") else np.float32)
-    limits = tolerance(op)
-    if applied.output.shape != truth.shape:
-        raise Wrong(f"its output has the shape {list(applied.output.shape)}, expected {list(truth.shape)}")
-    if applied.output.dtype != dtype:
-        raise Wrong(f"its output is {applied.output.dtype}, expected {dtype}")
+    truths, written = case.truth()
+    outputs = list(zip(op.outputs, applied.outputs, truths, strict=True))
+    for output, ours, truth in outputs:
+        dtype = case.dtype(output)
+        if ours.shape != truth.shape:
+            raise Wrong(f"{_told(op, output)} has the shape {list(ours.shape)}, expected {list(truth.shape)}")
+        if ours.dtype != dtype:
+            raise Wrong(f"{_told(op, output)} is {ours.dtype}, expected {dtype}")
     for name, expected in written.items():
-        _same_bits(f"{name}, which it writes", applied.written[name], expected)
+        shown = _shown(op, name, applied)
+        rounded = np.concatenate([shown, expected[len(shown) :].astype(case.kv)])
+        _same_bits(f"{name}, which it writes", applied.written[name], rounded)
     before = dict(zip((o.name for o in op.inputs), case.operands(), strict=True))
     for name, after in applied.read.items():
         _same_bits(f"its operand {name}, which may not change", after, np.asarray(before[name]))
@@ -105,18 +107,50 @@ def _judge(case: Case, operands: list[Array | Tensor], applied: Applied) -> None
         was = before[operand.name]
         if isinstance(x, Tensor) and isinstance(was, Tensor) and not np.array_equal(x.data[:], was.data[:]):
             raise Wrong(f"the bytes of its operand {operand.name} have changed")
-    if applied.shared and not op.view_of:
-        raise Wrong(f"its output lies in the memory of its operand {applied.shared}")
-    if limits.exact:
-        _same_bits("its output", applied.output, truth.astype(dtype))
-        _count(case, 0.0, 0.0)
-    else:
-        _close(case, limits, operands, applied.output, truth)
-
-
-def _count(case: Case, nmse: float, limit: float) -> None:
+    for output in op.outputs:
+        if output.name in applied.shared and output.name not in op.views:
+            raise Wrong(f"{_told(op, output)} lies in the memory of its operand {applied.shared[output.name]}")
+    blocks = rounding.rounded_by(backend, op, operands)
+    found = [_compared(case, output, blocks, operands, ours, truth) for output, ours, truth in outputs]
+    worst = max(found, key=lambda error: error.nmse / (error.limit or 1.0))
     if (tally := TALLY.get()) is not None:
-        tally.add(case, nmse, limit)
+        tally.add(case, worst.nmse, worst.limit)  # also a wrong case, so that a table shows by how much it is wrong
+    for error in found:
+        if error.told:
+            raise Wrong(error.told)
+
+
+def _told(op: Op, output: Operand) -> str:
+    return "its output" if len(op.outputs) == 1 else f"its output {output.name}"
+
+
+def _shown(op: Op, written: str, applied: Applied) -> Array:
+    """Of an operand that is written, the rows that an output shows, if these were computed: they are judged there."""
+    for output, ours in zip(op.outputs, applied.outputs, strict=True):
+        if op.views.get(output.name) == written and not tolerance(op, output).exact:
+            return ours
+    return applied.written[written][:0]
+
+
+@dataclass(frozen=True)
+class Error:
+    """Of one output. `told`: what is wrong with it, if anything is."""
+
+    nmse: float = 0.0
+    limit: float = 0.0
+    told: str = ""
+
+
+def _compared(
+    case: Case, output: Operand, blocks: dict[str, int], operands: list[Array | Tensor], ours: Array, truth: Array
+) -> Error:
+    limits, what = tolerance(OPS[case.op], output), _told(OPS[case.op], output)
+    if not limits.exact:
+        off = rounding.off(OPS[case.op], output, blocks, case.operands_in_double(), dict(case.attrs))
+        return _close(case, limits, off, what, operands, ours, truth)
+    with np.errstate(over="ignore"):
+        _same_bits(what, ours, truth.astype(ours.dtype))
+    return Error()
 
 
 def _same_bits(what: str, ours: Array, truth: Array) -> None:
@@ -130,30 +164,50 @@ def _same_bits(what: str, ours: Array, truth: Array) -> None:
                     f"expected {truth[at]:.9g}, got {ours[at]:.9g}")  # fmt: skip
 
 
-def _close(case: Case, limits: Tolerance, operands: list[Array | Tensor], ours: Array, truth: Array) -> None:
-    """NMSE, and each element, within the limit; a wrong case is counted too, so that a table shows by how much it is wrong."""
-    truth = np.where(np.abs(truth) > LARGEST, np.copysign(np.inf, truth), truth)  # as float32 has it
+def _close(
+    case: Case,
+    limits: Tolerance,
+    off: rounding.Off | None,
+    what: str,
+    operands: list[Array | Tensor],
+    ours: Array,
+    truth: Array,
+) -> Error:
+    """NMSE, and each element, within the limit. What was rounded to float16 may lie half of its steps away from the truth.
+
+    off: what rounding x to 8 bits may add to that.
+    """
+    truth = np.where(np.abs(truth) > np.finfo(ours.dtype).max, np.copysign(np.inf, truth), truth)  # as that dtype has it
     finite = np.isfinite(truth)
     strange = np.isfinite(ours) != finite
     strange |= ~finite & (ours != truth) & ~np.isnan(truth)
     if strange.any():
         at = tuple(int(i) for i in np.argwhere(strange)[0])
-        raise Wrong(f"its output is wrong at {list(at)}: expected {truth[at]:.9g}, got {ours[at]:.9g}")
+        raise Wrong(f"{what} is wrong at {list(at)}: expected {truth[at]:.9g}, got {ours[at]:.9g}")
     doubles = case.operands_in_double()
-    largest = max((np.abs(x[np.isfinite(x)]).max(initial=1.0) for x in doubles if x.dtype.kind == "f"), default=1.0)
+    read = [x for x, o in zip(doubles, OPS[case.op].inputs, strict=True) if x.dtype.kind == "f" and not o.written]
+    largest = max((np.abs(x[np.isfinite(x)]).max(initial=1.0) for x in read), default=1.0)
     sized = [in_terms(d, x) if isinstance(x, Tensor) else d for d, x in zip(doubles, operands, strict=True)]
     with np.errstate(all="ignore"):
         size = limits.size(sized, dict(case.attrs), truth)
     size = np.where(finite, np.nan_to_num(size), 0) + SMALLEST / U * largest
-    error = np.where(finite, ours.astype(np.float64) - np.where(finite, truth, 0), 0)
+    error = np.abs(np.where(finite, ours.astype(np.float64) - np.where(finite, truth, 0), 0))
+    if ours.dtype == np.float16:
+        steps = np.where(finite, np.spacing(np.abs(ours)), 0).astype(np.float64)
+        error = np.maximum(error - steps / 2, 0)
     roundings, drift = limits.roundings(dict(case.sizes)), limits.drift(dict(case.sizes))
     nmse, limit = float(np.square(error).sum() / np.square(size).sum()), ((roundings + drift) * U) ** 2
-    _count(case, nmse, limit)
-    over = np.abs(error) / ((ELEMENT * roundings + drift) * U * size)
+    reason, allowed = f"{roundings + drift:.0f} roundings of 2^-24: {limits.reason}", (ELEMENT * roundings + drift) * U * size
+    if off:
+        limit += rounding.limit(truth.size) * float(off[1].sum() / np.square(size).sum())
+        reason, allowed = f"{reason}; x rounded to 8 bits", allowed + (1 + 1e-3) * off[0]  # d itself is a float32
+    over = error / allowed
     at = tuple(int(i) for i in np.unravel_index(np.argmax(over), over.shape))
-    if nmse > limit or over[at] > 1:
-        raise Wrong(
-            f"its output is wrong, worst at {list(at)}: expected {truth[at]:.9g}, got {ours[at]:.9g}, "
-            f"{over[at]:.3g} times what an element may be off\n"
-            f"NMSE {nmse:.2e}, limit {limit:.2e} ({roundings + drift:.0f} roundings of 2^-24: {limits.reason})"
-        )
+    if nmse <= limit and over[at] <= 1:
+        return Error(nmse, limit)
+    told = (
+        f"{what} is wrong, worst at {list(at)}: expected {truth[at]:.9g}, got {ours[at]:.9g}, "
+        f"{over[at]:.3g} times what an element may be off\n"
+        f"NMSE {nmse:.2e}, limit {limit:.2e} ({reason})"
+    )
+    return Error(nmse, limit, told)

@@ -35,7 +35,7 @@ def settled(backend: Backend) -> tuple[int, int]:
     return backend.memory_used(), resident_bytes()
 
 
-@law("run-memory", *OPS_USED, examples=1)
+@law("run-memory", *OPS_USED, examples=1, as_it_is=True)
 def memory(trial: Trial) -> None:
     """1000 steps take no more memory than 50: not of the device, as the backend counts it, nor of the process; and they leave
     no object of Python's behind."""
@@ -53,7 +53,7 @@ def memory(trial: Trial) -> None:
     assert process_after - process <= RESIDENT_MARGIN, f"{STEPS} steps left {process_after - process} more bytes in memory"
 
 
-@law("run-memory-dropped", *OPS_USED, examples=1)
+@law("run-memory-dropped", *OPS_USED, examples=1, as_it_is=True)
 def dropped(trial: Trial) -> None:
     """A context that nobody holds any more is gone, its caches, its plan and what belongs to it; a model that is gone takes its
     weights along, and a backend all it had."""

@@ -21,7 +21,7 @@ from .strategies import dtypes
 from .support import DECOMPOSED, how
 
 # TinyLlama 1.1B's layer: 2048 wide, 32 query heads that share 4 key heads of 64, with 512 tokens in sight
-SIZES = {"n": 2048, "m": 2048, "V": 4096, "h": 32, "k": 4, "d": 64, "e": 64, "r": 32, "U": 1}
+SIZES = {"n": 2048, "m": 2048, "a": 2048, "b": 256, "c": 256, "V": 4096, "h": 32, "k": 4, "d": 64, "e": 64, "r": 32, "U": 1}
 SEEN = 512
 TOKENS = (1, 64)  # decode, and a part of a prompt
 ATTRS: dict[str, Any] = {"eps": 1e-5, "scale": 0.125, "neox": False, "h": 32}
@@ -107,8 +107,8 @@ def _measure(backend: Backend, op: Op, case: Case) -> tuple[float, float, float]
         backend.synchronize()
         return perf_counter() - began
 
-    output = run(*buffers, **case.attrs)
-    cost = op.cost(buffers, output, backend.nbytes)
+    outputs = op.results(run(*buffers, **case.attrs))
+    cost = op.cost(buffers, outputs, backend.nbytes)
     first = call()
     seconds = median([first, *(call() for _ in range(min(CALLS, int(SECONDS / max(first, 1e-6)))))])
     return 1e6 * seconds, cost.flops / seconds / 1e9, cost.bytes / seconds / 1e9

@@ -42,7 +42,7 @@ def prefill_is_decode(trial: Trial) -> None:
     assert_close(in_pieces, at_once, f"{n} tokens in steps of {pieces}, and as one prompt", within=LAYER, size=size)
 
 
-@law("run-rewind", *OPS_USED, examples=25)
+@law("run-rewind", *OPS_USED, examples=25, as_it_is=True)
 def rewind(trial: Trial) -> None:
     """After a rewind nothing is left of what was read since: other tokens then give the logits that they give in a new context.
     What lies in the cache behind the last position is never looked at."""
@@ -61,7 +61,7 @@ def rewind(trial: Trial) -> None:
     assert_close(again, wanted, told, within=LAYER, size=size)
 
 
-@law("run-repeat", *OPS_USED, examples=10)
+@law("run-repeat", *OPS_USED, examples=10, as_it_is=True)
 def repeat(trial: Trial) -> None:
     """The same tokens in the same steps give the same logits, bit for bit, in one context and in the next: nothing depends on
     chance, on what ran before, or on which thread was first."""
@@ -76,7 +76,7 @@ def repeat(trial: Trial) -> None:
         assert_same(session.read_in(tokens, pieces), first, f"{n} tokens in steps of {pieces}, read again")
 
 
-@law("run-warm-up", *OPS_USED, examples=10)
+@law("run-warm-up", *OPS_USED, examples=10, as_it_is=True)
 def warm_up(trial: Trial) -> None:
     """`warm_up`, before the first step or between two, changes no result: it does beforehand what a step would do once, and
     touches no cache."""
@@ -106,7 +106,7 @@ def giving_way(backend: Backend) -> Callable[[FrameType, str, Any], Any]:
     return give_way
 
 
-@law("run-contexts", *OPS_USED, examples=8)
+@law("run-contexts", *OPS_USED, examples=8, as_it_is=True)
 def contexts(trial: Trial) -> None:
     """Contexts on one backend know nothing of each other: one step here, one there, or all at the same time in threads, each
     gets what it gets alone."""
@@ -181,7 +181,7 @@ class Stopped(Exception):
     """What an observer raises in the midst of a step."""
 
 
-@law("run-after-failure", *OPS_USED, examples=10)
+@law("run-after-failure", *OPS_USED, examples=10, as_it_is=True)
 def after_failure(trial: Trial) -> None:
     """A step that fails leaves the backend usable. If it is stopped in its midst, as when someone presses Ctrl-C, the context
     is as it was: the same step, done again, gives what it should. If it fails for its inputs, a rewind to the start helps."""
@@ -191,7 +191,7 @@ def after_failure(trial: Trial) -> None:
     size = np.sqrt(np.square(wanted).mean(keepdims=True))
     session = Session(trial.backend, decoder, 12)
     session.read(tokens[:n])
-    left = iter(range(trial.one_of("nodes", (0, 3, 8, 15))))
+    left = iter(range(trial.one_of("nodes", (0, 2, 5, 9))))
 
     def observe(event: Event) -> None:
         if next(left, None) is None:

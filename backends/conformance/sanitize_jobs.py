@@ -7,7 +7,7 @@ last, partial tile: of rows, of tokens, of positions, of a head's components.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ops.blocks import FORMATS
@@ -15,25 +15,38 @@ from ops.errors import OptionError
 from ops.op import OPS, Op
 
 from ..device.launch import TABLE
+from ..device.panels import LAYOUTS
+from ..device.products import MULTIPLIED
 from .case import Case
 from .select import is_meant
 from .strategies import dtypes
 
 # Two tokens take the kernels of decoding: products row by row (groups of 4 rows), attention query by query.
 # Nine take those of a prompt: tiles of 8 rows and tokens, or of 64; 4 or 8 queries together, keys in tiles of 64.
-FEW = {"T": 2, "U": 2, "V": 3, "n": 37, "m": 5, "h": 4, "k": 2, "d": 6, "e": 6, "r": 3, "S": 5, "C": 7}
-MANY = {"T": 9, "U": 3, "V": 5, "n": 50, "m": 19, "h": 2, "k": 1, "d": 18, "e": 18, "r": 5, "S": 66, "C": 68}
+FEW = {
+    "T": 2, "U": 2, "V": 3, "n": 37, "m": 5, "a": 5, "b": 3, "c": 2, "h": 4, "k": 2, "d": 6, "e": 6, "r": 3, "S": 5, "C": 7,
+}  # fmt: skip
+MANY = {
+    "T": 9, "U": 3, "V": 5, "n": 50, "m": 19, "a": 19, "b": 9, "c": 5, "h": 2, "k": 1, "d": 18, "e": 18, "r": 5, "S": 66,
+    "C": 68,
+}  # fmt: skip
+ONE = {**FEW, "T": 1, "S": 37, "C": 40}  # what has kernels of its own for a single token: x rounded on the way, keys in parts
+OF_ONE = {"attention", *(op.name for op in MULTIPLIED)}
 ATTRS = ({"eps": 1e-5, "scale": 0.3, "neox": False}, {"eps": 1e-5, "scale": 0.3, "neox": True})
 SMALL_GROUP, LARGE_GROUP = 8, 256  # work-items: tiles of 8 rows and tokens, and of 64
 
 
 @dataclass(frozen=True)
 class Job:
-    """A case, run by the kernels made for a "cpu" or a "gpu" whose work-groups have at most `group_size` work-items."""
+    """A case, run by the kernels made for a "cpu" or a "gpu" whose work-groups have at most `group_size` work-items.
+
+    A simulated CPU lacks a real one's instructions: its products of integers are in portable C; precise: those of floats.
+    """
 
     case: Case
     features: str
     group_size: int = SMALL_GROUP
+    precise: bool = False
 
     @property
     def name(self) -> str:
@@ -46,10 +59,11 @@ class Job:
 def jobs() -> list[Job]:
     """All of them, for both kinds of kernels."""
     made = [Job(case, features) for features in ("cpu", "gpu") for op in _ops() for case in _cases(op)]
+    floats = [replace(job, precise=True) for job in made if job.features == "cpu" and job.case.format in LAYOUTS]
     # large groups once too; for their tiles a simulated device takes seconds
     wide = [Job(Case(op.name, *_sizes(op, FEW, "F32", 0), start=3), "gpu", LARGE_GROUP) for op in _ops()]
     tile = Job(Case("matmul", {"T": 5, "n": 17, "m": 3}), "gpu", LARGE_GROUP)
-    return [tile, *made, *wide]  # the slow one first, so that nobody waits for it in the end
+    return [tile, *made, *floats, *wide]  # the slow one first, so that nobody waits for it in the end
 
 
 def selected_jobs(expression: str | None, features: str | None) -> list[Job]:
@@ -73,6 +87,8 @@ def _cases(op: Op) -> Iterator[Case]:
         few, many = _sizes(op, FEW, dtype, 0), _sizes(op, MANY, dtype, 1)
         yield Case(op.name, *few, start=FEW["S"] - FEW["T"], **kind)
         yield Case(op.name, *many, start=MANY["S"] - MANY["T"], path="plan", **kind)
+        if op.name in OF_ONE:
+            yield Case(op.name, *_sizes(op, ONE, dtype, 0), start=ONE["S"] - ONE["T"], **kind)
         if i == 0:
             yield Case(op.name, *few, start=FEW["S"] - FEW["T"], path="plan", **kind)
             yield Case(op.name, *many, start=MANY["S"] - MANY["T"], **kind)
@@ -85,5 +101,5 @@ def _sizes(op: Op, of: Mapping[str, int], dtype: str, which: int) -> tuple[dict[
     if block > 1:
         sizes["n"] = block if block > 32 and which else 2 * block
         if which:
-            sizes["m" if "m" in sizes else "V"] = 5
+            sizes |= dict.fromkeys({"m", "a", "b", "c", "V"} & sizes.keys(), 5)
     return sizes, {name: ATTRS[which][name] for name in op.attrs}

@@ -32,12 +32,12 @@ DEVICE = "Oclgrind"
 def main(told: IO[str]) -> None:
     """Run all jobs. A backend that cannot be run here is told as {"error": sentence}."""
     asked = json.loads(sys.stdin.read())
-    backends: dict[tuple[str, int], tuple[DeviceBackend, SimulatedRuntime]] = {}
+    backends: dict[tuple[str, int, bool], tuple[DeviceBackend, SimulatedRuntime]] = {}
     with Path(os.environ["OCLGRIND_LOG"]).open(encoding="utf-8", errors="replace") as log:
         for number, given in enumerate(asked["jobs"]):
             job = Job(Case(**given.pop("case")), **given)
             print(json.dumps({"begun": number}), file=told, flush=True)
-            key = job.features, job.group_size
+            key = job.features, job.group_size, job.precise
             try:
                 backend, runtime = backends[key] = backends.get(key) or _simulated(asked["backend"], *key)
             except TinyLlamaError as error:
@@ -47,9 +47,10 @@ def main(told: IO[str]) -> None:
             print(json.dumps({"reports": found, "kernels": sorted(runtime.kernels)}), file=told, flush=True)
 
 
-def _simulated(name: str, features: str, group_size: int) -> tuple[DeviceBackend, SimulatedRuntime]:
+def _simulated(name: str, features: str, group_size: int, precise: bool) -> tuple[DeviceBackend, SimulatedRuntime]:
     """The backend, on a runtime that keeps the simulator informed, of a device with small work-groups."""
-    backend = get_backend(name, Options(device=DEVICE, device_features=features))
+    features = "portable" if features == "cpu" else features
+    backend = get_backend(name, Options(device=DEVICE, device_features=features, precise=precise))
     if not isinstance(backend, DeviceBackend) or not isinstance(backend.runtime, OpenCLRuntime):
         raise BackendError(f"--sanitize watches OpenCL kernels, but backend '{name}' is no subclass of backends.opencl:OpenCL")
     runtime = SimulatedRuntime(chosen(DEVICE), replace(backend.runtime.limits, group_size=group_size))

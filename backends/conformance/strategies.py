@@ -46,6 +46,7 @@ ATTRS: dict[str, tuple[Any, ...]] = {
 MORE_VALUES = {"softmax": (MASKED,), "layernorm": (SHIFTED,)}
 BY_TYPE: dict[str, tuple[Any, ...]] = {"float": (1.0, 0.3, -2.0), "bool": (False, True), "int": (1, 2, 3, 7)}
 KV = {"float32": "f32", "float16": "f16"}  # dtypes of caches, as checks are named after them
+BEFORE = {"e": "d", "b": "a", "c": "b"}  # products with these sizes come one after the other: their work is not multiplied
 WORK = 3_000_000  # the product of all sizes: what a case may take
 SEEN_WORK = 60_000_000  # with the positions that each token sees
 
@@ -101,7 +102,8 @@ def _sizes(
     block = FORMATS[case["format"]].block_size
     multiples = dict(re.findall(r"(\w+) % (\w+) == 0", op.where_text))
     rows = {o.dims[-1] for o in op.inputs if o.dtype == "weight"}  # whose length is cut into blocks
-    attrs = {a for a in op.attrs if re.search(rf"\b{a}\b", op.where_text + ",".join(op.output.dims))}
+    told = ",".join([op.where_text, *(d for output in op.outputs for d in output.dims)])
+    attrs = {a for a in op.attrs if re.search(rf"\b{a}\b", told)}
     wanted = letters | attrs
     if tied:  # S = start + T are seen, C places are there
         wanted |= {"T"}
@@ -125,7 +127,7 @@ def _sizes(
         options = ATTRS.get(letter, (1, 2, 3)) if letter in attrs else LETTERS.get(letter, SIZES)
         if letter == "e" and "d" in sizes:  # values are as long as keys, as a rule
             options = (sizes["d"],) * len(VALUE_DIMS) + VALUE_DIMS
-            work //= sizes["d"]  # the two products come one after the other
+        work //= sizes.get(BEFORE.get(letter, ""), 1)
         if letter in multiples and multiples[letter] in sizes:
             of = sizes[multiples[letter]]
             options = tuple(of * ratio for ratio in RATIOS.get(letter, HEAD_DIMS))

@@ -21,8 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ops.activation import silu
 from ops.attention import attention_mix, attention_scores, causal_mask
-from ops.op import OPS, Op
+from ops.matmul import matmul
+from ops.norm import rmsnorm
+from ops.op import OPS, Op, Operand
 from ops.softmax import softmax
 from ops.tensor import Tensor
 
@@ -52,10 +55,11 @@ def itself(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Do
     return np.abs(truth)
 
 
-def terms(op: str) -> Size:
-    """Of a sum: the root of the sum of the squares of its terms; if they have one sign, the sum."""
+def terms(op: str, *which: int) -> Size:
+    """Of a sum: the root of the sum of the squares of its terms; if they have one sign, the sum. `which`: of the operands."""
 
     def size(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Doubles:
+        operands = [operands[i] for i in which] or operands
         squares = OPS[op].formula(*(x if _is_int(x) else np.square(x) for x in operands), **attrs)
         return np.maximum(np.abs(truth), np.sqrt(squares))
 
@@ -111,9 +115,62 @@ def mixed(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Dou
     return np.asarray(attention_mix(p, np.abs(values)) * roundings.T[:, :, None])
 
 
+def normed(weight: int) -> Size:
+    """Of a product with rmsnorm(x): as `terms`, of the normed x and of the operand of this number."""
+
+    def size(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Doubles:
+        x, norm = operands[:2]
+        return np.asarray(terms("matmul")([rmsnorm(x, norm, **attrs), operands[weight]], {}, truth))
+
+    return size
+
+
+def added(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Doubles:
+    """Of matmul_add: the terms of the product, and the residual, which may cancel it."""
+    x, weight, residual = operands
+    return np.asarray(terms("matmul")([x, weight], {}, truth) + np.abs(residual))
+
+
+def gated(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Doubles:
+    """Of norm_swiglu: both products as `normed` has them, each times what it is multiplied by.
+
+    silu is nowhere steeper than 1.1, so that it is off by 1.1 times as much as its operand at most.
+    """
+    x, norm, gate, up = operands
+    h = rmsnorm(x, norm, **attrs)
+    g, u = matmul(h, gate.numbers), matmul(h, up.numbers)
+    of_gate, of_up = (terms("matmul")([h, w], {}, y) for w, y in ((gate, g), (up, u)))
+    return np.asarray(1.1 * of_gate * np.abs(u) + np.abs(silu(g)) * of_up)
+
+
+def turned(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Doubles:
+    """Of rope_kv_write's queries: as `pairs`."""
+    return pairs([operands[0], operands[3], operands[4]], attrs, truth)
+
+
+def turned_rows(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Doubles:
+    """Of rope_kv_write's keys in sight: as `pairs` in the rows that are written; nothing in those before, which stay."""
+    _, key, _, positions, freqs, _, _ = operands
+    size = np.zeros_like(truth)
+    size[positions] = pairs([key, positions, freqs], attrs, truth[positions])
+    return size
+
+
 COPY = Tolerance(lambda s: 0, itself, "copies: equal bit for bit, into a float16 cache rounded to the nearest, ties to even")
 ONE = Tolerance(lambda s: 1, itself, "one operation, rounded once")
-TOLERANCES: dict[str, Tolerance] = {
+ROPE = "angles are exact (float64, or two floats); sin and cos (4 units in OpenCL), two products, a sum"
+NORM_MATMUL = "rmsnorm, whose errors are the product's too, and a sum of n products"
+
+
+def norm_matmul(weight: int) -> Tolerance:
+    return Tolerance(lambda s: 8 + 1.5 * s["n"] ** 0.5, normed(weight), NORM_MATMUL)
+
+
+def one_of_several(weight: int) -> Tolerance:
+    return Tolerance(lambda s: 2 + s["n"] ** 0.5, terms("matmul", 0, weight), "as matmul: a sum of n products")
+
+
+TOLERANCES: dict[str, Tolerance] = {  # by op, or by op.output
     "get_rows": COPY,
     "split_heads": COPY,
     "merge_heads": COPY,
@@ -145,9 +202,7 @@ TOLERANCES: dict[str, Tolerance] = {
         "a sum of n numbers, which may be nearly equal, and one of n squares; root, division and product as in rmsnorm",
         lambda s: s["n"] / 2,
     ),
-    "rope": Tolerance(
-        lambda s: 6, pairs, "angles are exact (float64, or two floats); sin and cos (4 units in OpenCL), two products, a sum"
-    ),
+    "rope": Tolerance(lambda s: 6, pairs, ROPE),
     "matmul": Tolerance(
         lambda s: 2 + s["n"] ** 0.5,
         terms("matmul"),
@@ -158,32 +213,61 @@ TOLERANCES: dict[str, Tolerance] = {
     "attention": Tolerance(
         lambda s: 6 + s["S"] ** 0.5, mixed, "scores as sums of d products, softmax, a sum of S products", lambda s: s["S"] / 2
     ),
+    "qkv.q": one_of_several(1),
+    "qkv.k": one_of_several(2),
+    "qkv.v": one_of_several(3),
+    "norm_qkv.q": norm_matmul(2),
+    "norm_qkv.k": norm_matmul(3),
+    "norm_qkv.v": norm_matmul(4),
+    "norm_matmul": norm_matmul(2),
+    "norm_swiglu": Tolerance(
+        lambda s: 15 + 1.5 * s["n"] ** 0.5, gated, "two products with what rmsnorm made, as in norm_matmul, and swiglu of them"
+    ),
+    "matmul_add": Tolerance(lambda s: 3 + s["n"] ** 0.5, added, "a sum of n products, and one more sum"),
+    "rope_kv_write.turned": Tolerance(lambda s: 6, turned, f"as rope: {ROPE}"),
+    "rope_kv_write.keys": Tolerance(
+        lambda s: 6, turned_rows, "as rope; in a float16 cache the nearest to a number that is as near to the truth"
+    ),
+    "rope_kv_write.values": COPY,
 }
 
 
-def tolerance(op: Op) -> Tolerance:
-    """The op's own; of an op that is not in the table, a loose one: a few dozen roundings and sums over all letters."""
-    return TOLERANCES.get(op.name) or Tolerance(
-        lambda s: 30 + max(s.values(), default=1) ** 0.5, _unsigned(op), "an op without a tolerance of its own"
+def tolerance(op: Op, output: Operand) -> Tolerance:
+    """The output's own; of an op that is not in the table, a loose one: a few dozen roundings and sums over all letters."""
+    return (
+        TOLERANCES.get(f"{op.name}.{output.name}")
+        or TOLERANCES.get(op.name)
+        or Tolerance(
+            lambda s: 30 + max(s.values(), default=1) ** 0.5, _unsigned(op, output), "an op without a tolerance of its own"
+        )
     )
 
 
-def _unsigned(op: Op) -> Size:
+def _unsigned(op: Op, output: Operand) -> Size:
     """The formula of the numbers without their signs, where that makes sense."""
 
     def size(operands: Sequence[Any], attrs: dict[str, Any], truth: Doubles) -> Doubles:
         with np.errstate(all="ignore"):
-            unsigned = np.abs(op.formula(*(np.abs(x) for x in operands), **attrs))
+            made = op.results(op.formula(*(np.abs(x) for x in operands), **attrs))
+            unsigned = np.abs(made[op.outputs.index(output)])
         return np.fmax(np.abs(truth), np.where(np.isfinite(unsigned), unsigned, 0))
 
     return size
 
 
-def in_terms(x: Doubles, tensor: Tensor) -> Doubles:
+class InTerms(np.ndarray[Any, np.dtype[Any]]):
+    """Weights by the size of their terms; `numbers` are the weights themselves."""
+
+    numbers: Doubles
+
+
+def in_terms(x: Doubles, tensor: Tensor) -> InTerms:
     """Weights in blocks are sums too, `d * q + m`: each counts as the largest of its block."""
     n = tensor.format.block_size
     blocks = np.abs(x).reshape(-1, n).max(axis=1, keepdims=True)
-    return np.broadcast_to(blocks, (len(blocks), n)).reshape(x.shape)
+    made = np.broadcast_to(blocks, (len(blocks), n)).reshape(x.shape).view(InTerms)
+    made.numbers = x
+    return made
 
 
 def _is_int(x: Any) -> bool:

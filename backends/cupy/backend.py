@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
-import ops
 from ops.graph import Graph
 from ops.op import Op
 
 from ..array_api import ArrayApi
 from ..base import Buffer, Device, Options
 from ..device import DeviceBackend
-from ..device.array import DeviceArray, DeviceWeight
-from ..device.launch import Launch
+from ..device.array import DeviceArray
 from .devices import INSTALL, chosen, found, limits
 from .products import LARGE, Products
 
@@ -38,6 +37,7 @@ class CuPy(DeviceBackend):
         super().__init__(CudaRuntime(number, limits(number, options)), options)
         self._arrays = Arrays(options)
         self._products = Products(self.runtime) if self.runtime.has_cublas else None
+        self.runtime.limits = replace(self.runtime.limits, library=self._products)
 
     @classmethod
     def devices(cls) -> list[Device]:
@@ -50,17 +50,6 @@ class CuPy(DeviceBackend):
     def scratch_bytes(self, graph: Graph, sizes: Mapping[str, int]) -> int:
         chunk = self._products.bytes_missing() if self._products and sizes.get("T", 1) >= LARGE else 0
         return super().scratch_bytes(graph, sizes) + chunk
-
-    def launches(
-        self, op: Op, operands: list[DeviceArray | DeviceWeight], output: DeviceArray, attrs: Mapping[str, Any]
-    ) -> list[Launch]:
-        if op is ops.matmul and self._products:
-            x, weight = operands
-            assert isinstance(x, DeviceArray)
-            assert isinstance(weight, DeviceWeight)
-            if self._products.can_take(x, weight):
-                return list(self._products.launches(x, weight, output))
-        return super().launches(op, operands, output, attrs)
 
     def kernel_of(self, op: Op) -> Callable[..., Buffer] | None:
         return super().kernel_of(op) or self._by_arrays(op)

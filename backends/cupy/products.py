@@ -28,7 +28,7 @@ class Products:
         self._chunk: Memory | None = None
         self._numbers: dict[tuple[int, int], DeviceArray] = {}  # first row, rows -> int32[rows]
 
-    def can_take(self, x: DeviceArray, weight: DeviceWeight) -> bool:
+    def takes(self, x: DeviceArray, weight: DeviceWeight) -> bool:
         return x.shape[0] >= LARGE and weight.shape[1] <= CHUNK
 
     def bytes_missing(self) -> int:

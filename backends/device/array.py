@@ -10,6 +10,7 @@ import numpy as np
 
 from ops.blocks import BlockFormat
 
+from .panels import Layout
 from .runtime import Memory
 
 
@@ -37,6 +38,19 @@ class Part:
     first_row: int
     n_rows: int
     memory: Memory
+
+
+@dataclass(frozen=True, eq=False)
+class PanelWeight:
+    """A matrix [m, n] repacked into panels of sixteen rows, for products with x rounded to bytes."""
+
+    layout: Layout
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.memory.nbytes for part in self.parts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any, ClassVar, cast
@@ -17,13 +17,18 @@ from ops.tensor import MadeRows, Tensor
 
 from ..base import Backend, Buffer, Options, Plan
 from ..pages import let_go
-from . import launches, products  # noqa: F401  (they fill the table)
-from .array import DeviceArray, DeviceWeight, Part
-from .launch import TABLE, Launch, covers
+from . import attention, launches, products, top_k  # noqa: F401  (they fill the table)
+from .array import DeviceArray, DeviceWeight, PanelWeight, Part
+from .launch import ROOMS, TABLE, Launch, covers
+from .panel_store import PanelStore
+from .panels import LAYOUTS, ROWS, Bytes, Layout, layout_of, pack_tensor, packed_bytes, panel_bytes
 from .plan import DevicePlan, scratch_bytes
-from .runtime import Runtime
+from .runtime import Memory, Runtime
 
-Operand = DeviceArray | DeviceWeight
+Operand = DeviceArray | DeviceWeight | PanelWeight
+PANELS = "panels"  # the form of a weight that is multiplied by integers
+LARGEST = LAYOUTS["Q8_0"]  # no panel has more bytes
+TOLD = {"avx512vnni": "AVX-512 VNNI", "avx2": "AVX2", "portable": "portable C"}
 
 
 class DeviceBackend(Backend):
@@ -33,9 +38,12 @@ class DeviceBackend(Backend):
     def __init__(self, runtime: Runtime, options: Options | None = None) -> None:
         super().__init__(options)
         self.runtime = runtime
+        self._kept = PanelStore(self.options.panels_folder)
 
     def describe(self) -> str:
-        return f"{self.name} on {self.runtime.limits.name}, kernels for a {self.runtime.limits.kind.upper()}"
+        limits = self.runtime.limits
+        how = f", products of 8-bit integers by {TOLD[limits.integers]}" if limits.integers else ""
+        return f"{self.name} on {limits.name}, kernels for a {limits.kind.upper()}{how}"
 
     # Where arrays live
 
@@ -62,6 +70,39 @@ class DeviceBackend(Backend):
         larger = self.allocate((rows, *buffer.shape[1:]), buffer.dtype)
         self.runtime.copy(larger.memory, buffer.memory, buffer.nbytes)
         return larger
+
+    def form(self, tensor: Tensor, dtype: str, op: Op) -> str:
+        """Panels for products, where integers are multiplied; a table of which rows are read stays in its blocks."""
+        panels = self.runtime.limits.integers and op in products.MULTIPLIED and layout_of(tensor)
+        return PANELS if panels else dtype
+
+    def rounding(self, op: Op, tensor: Tensor) -> int:
+        return 32 if self.form(tensor, "weight", op) == PANELS else 0
+
+    def bring(self, tensor: Tensor, form: str) -> Buffer:
+        return self.panels(tensor) if form == PANELS else super().bring(tensor, form)
+
+    def resident_bytes(self, tensor: Tensor, form: str) -> int:
+        return packed_bytes(tensor) if form == PANELS else super().resident_bytes(tensor, form)
+
+    def panels(self, tensor: Tensor) -> PanelWeight:
+        """The tensor repacked. Its parts have the same rows in any format, so that those of a gated unit belong together."""
+        layout, (m, n) = layout_of(tensor), tensor.shape
+        assert layout is not None
+        most = max(self.runtime.limits.allocation // panel_bytes(LARGEST, n), 1)
+        parts = []
+        for first in range(0, -(-m // ROWS), most):
+            data = self._packed(tensor, layout, first, min(most, -(-m // ROWS) - first))
+            parts.append(Part(first * ROWS, min(m - first * ROWS, len(data) * ROWS), self.runtime.upload(data)))
+        return PanelWeight(layout, tensor.shape, tuple(parts))
+
+    def _packed(self, tensor: Tensor, layout: Layout, first: int, n_panels: int) -> Bytes:
+        """Panels as they are kept on disk, or made now."""
+        if (kept := self._kept.find(tensor, first, n_panels)) is not None:
+            return kept
+        data = np.empty((n_panels, panel_bytes(layout, tensor.shape[1])), np.uint8)
+        pack_tensor(tensor, data, self.n_threads, first)
+        return self._kept.keep(tensor, first, data)
 
     def weight(self, tensor: Tensor) -> DeviceWeight:
         """The tensor's blocks as they are, in as many buffers as the device's largest allocation makes necessary."""
@@ -99,7 +140,7 @@ class DeviceBackend(Backend):
         return self.runtime.used()
 
     def scratch_bytes(self, graph: Graph, sizes: Mapping[str, int]) -> int:
-        return scratch_bytes(self.fused(graph), sizes)
+        return scratch_bytes(self.runtime.limits, self.fused(graph), sizes)
 
     # Kernels
 
@@ -107,22 +148,37 @@ class DeviceBackend(Backend):
         own = super().kernel_of(op)
         return own or (partial(self._apply, op) if covers(op) else None)
 
-    def launches(self, op: Op, operands: list[Operand], output: DeviceArray, attrs: Mapping[str, Any]) -> list[Launch]:
+    def launches(
+        self,
+        op: Op,
+        operands: Sequence[Operand],
+        outputs: Sequence[DeviceArray],
+        attrs: Mapping[str, Any],
+        rooms: Sequence[Memory] = (),
+    ) -> list[Launch]:
         """What computes a node; none for one that only sees memory with another shape."""
-        return list(TABLE[op.name](self.runtime.limits, *operands, output, **attrs)) if op.name in TABLE else []
+        if op.name not in TABLE:
+            return []
+        given = {"rooms": rooms} if op.name in ROOMS else {}
+        return list(TABLE[op.name](self.runtime.limits, *operands, *outputs, **attrs, **given))
 
-    def _apply(self, op: Op, *operands: Operand, **attrs: Any) -> DeviceArray:
+    def _apply(self, op: Op, *operands: Operand, **attrs: Any) -> DeviceArray | tuple[DeviceArray, ...]:
         """One op by itself. A plan does the same for a whole graph beforehand."""
-        shape = op.infer([x.shape for x in operands], attrs)
         named = dict(zip((o.name for o in op.inputs), operands, strict=True))
-        if "S" in shape and "positions" in named:  # what is in sight: up to the last position
-            last = int(self.download(cast("DeviceArray", named["positions"]))[-1])
-            shape = tuple(last + 1 if d == "S" else d for d in shape)
-        shape = cast("tuple[int, ...]", shape)
-        viewed = cast("DeviceArray | None", named.get(op.view_of))
-        output = viewed.seen_as(shape) if viewed else self._empty(shape, np.dtype(np.float32))
-        self.runtime.prepare(self.launches(op, list(operands), output, attrs))()
-        return output
+        outputs = []
+        for output, shape in zip(op.outputs, op.infer([x.shape for x in operands], attrs), strict=True):
+            if "S" in shape and "positions" in named:  # what is in sight: up to the last position
+                last = int(self.download(cast("DeviceArray", named["positions"]))[-1])
+                shape = tuple(last + 1 if d == "S" else d for d in shape)
+            shape = cast("tuple[int, ...]", shape)
+            viewed = cast("DeviceArray | None", named.get(op.views.get(output.name, "")))
+            dtype = np.dtype(np.int32 if output.dtype == "int" else np.float32)
+            outputs.append(viewed.seen_as(shape) if viewed else self._empty(shape, dtype))
+        shapes = [x.shape for x in (*operands, *outputs)]
+        sizes = ROOMS[op.name](self.runtime.limits, *shapes, **attrs) if op.name in ROOMS else []
+        rooms = [self.runtime.allocate(n) for n in sizes]
+        self.runtime.prepare(self.launches(op, operands, outputs, attrs, rooms))()
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def compile(self, graph: Graph, leaves: Mapping[str, Tensor | Buffer], sizes: Mapping[str, int] | None = None) -> Plan:
         fused = self.fused(graph)

@@ -12,7 +12,10 @@ from .runtime import Limits, Memory
 
 Launches = Callable[..., "Iterator[Launch]"]
 
-TABLE: dict[str, Launches] = {}  # op -> what computes it: (limits, *operands, output, **attrs) -> launches
+Rooms = Callable[..., "list[int]"]
+
+TABLE: dict[str, Launches] = {}  # op -> what computes it: (limits, *operands, *outputs, **attrs) -> launches
+ROOMS: dict[str, Rooms] = {}  # op -> bytes of memory that its launches need between them: (limits, *shapes of these, **attrs)
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,17 @@ class Launch:
         return (self.source, *sorted(self.defines.items()))
 
 
-def launches(op: Op) -> Callable[[Launches], Launches]:
-    """Declare what computes an op: a decorator above a generator of launches."""
+def launches(op: Op, rooms: Rooms | None = None) -> Callable[[Launches], Launches]:
+    """Declare what computes an op: a decorator above a generator of launches.
+
+    rooms: for launches that hand something on to each other. They get `rooms=`, a Memory of at least so many bytes for each
+    number, undefined before and after. A larger step never needs less.
+    """
 
     def declare(function: Launches) -> Launches:
         TABLE[op.name] = function
+        if rooms is not None:
+            ROOMS[op.name] = rooms
         return function
 
     return declare
@@ -45,7 +54,7 @@ def launches(op: Op) -> Callable[[Launches], Launches]:
 
 def covers(op: Op) -> bool:
     """Is it computed on the device? What only sees memory with another shape needs no launch."""
-    return op.name in TABLE or (bool(op.view_of) and not any(operand.written for operand in op.inputs))
+    return op.name in TABLE or (bool(op.views) and not any(operand.written for operand in op.inputs))
 
 
 def lanes(limits: Limits, wanted: int = 128) -> int:

@@ -1,4 +1,5 @@
-"""The launch table: for each op the kernels that compute it, and what they are told. Products are in products.py.
+"""The launch table: for each op the kernels that compute it, and what they are told. Products are in products.py, attention,
+which runs in one, in attention.py.
 
 No launch depends on S, the positions in sight, which grows with every token: kernels read it from `positions`. So a decode
 step's launches stay the same for good. Only the parts of attention, which are for tracing, have S in their results' shapes.
@@ -18,7 +19,6 @@ from .launch import Launch, lanes, launches
 from .runtime import Limits
 
 CHUNK = 1024  # numbers that a work-group of an elementwise kernel takes
-QUERIES = {"cpu": 8, "gpu": 4}  # that a work-group of attention takes at once, as many as have room in registers
 
 
 def _elementwise(limits: Limits, kernel: str, *arrays: DeviceArray, more: tuple[int, ...] = ()) -> Iterator[Launch]:
@@ -123,6 +123,42 @@ def kv_write(limits: Limits, cache: DeviceArray, x: DeviceArray, positions: Devi
     )
 
 
+@launches(ops.rope_kv_write)
+def rope_kv_write(
+    limits: Limits,
+    q: DeviceArray,
+    key: DeviceArray,
+    value: DeviceArray,
+    positions: DeviceArray,
+    freqs: DeviceArray,
+    k_cache: DeviceArray,
+    v_cache: DeviceArray,
+    turned: DeviceArray,
+    keys: DeviceArray,
+    values: DeviceArray,
+    *,
+    neox: bool = False,
+) -> Iterator[Launch]:
+    n_tokens, h, d = q.shape
+    _, k, e = value.shape
+    arrays = (q, key, value, positions, freqs, k_cache, v_cache, turned)
+    yield Launch(
+        source="rope_kv.c",
+        kernel="rope_kv_write",
+        args=(*(a.memory for a in arrays), h, k, d, e),
+        groups=(n_tokens,),
+        group_size=lanes(limits, 64),
+        defines={
+            "LANES": lanes(limits, 64),
+            "HALF_K": _is_half(k_cache),
+            "HALF_V": _is_half(v_cache),
+            "R": freqs.shape[0],
+            "NEOX": int(neox),
+        },
+        local_bytes=8 * freqs.shape[0],
+    )
+
+
 @launches(ops.get_rows)
 def get_rows(limits: Limits, x: DeviceArray, ids: DeviceArray, y: DeviceArray) -> Iterator[Launch]:
     yield Launch(
@@ -132,39 +168,6 @@ def get_rows(limits: Limits, x: DeviceArray, ids: DeviceArray, y: DeviceArray) -
         groups=(y.shape[0],),
         group_size=lanes(limits),
         defines={"LANES": lanes(limits)},
-    )
-
-
-@launches(ops.attention)
-def attention(
-    limits: Limits,
-    q: DeviceArray,
-    keys: DeviceArray,
-    values: DeviceArray,
-    positions: DeviceArray,
-    y: DeviceArray,
-    *,
-    scale: float,
-) -> Iterator[Launch]:
-    n_tokens, h, d = q.shape
-    k, e = values.shape[1:]
-    n_lanes = lanes(limits, 64)
-    queries = QUERIES[limits.kind] if 2 * n_tokens > QUERIES[limits.kind] else 1  # two kernels to compile and no more
-    yield Launch(
-        source="attention.c",
-        kernel="attention",
-        args=(q.memory, keys.memory, values.memory, positions.memory, y.memory, n_tokens, h, k, float(scale)),
-        groups=(h, -(-n_tokens // queries)),
-        group_size=n_lanes,
-        defines={
-            "LANES": n_lanes,
-            "QUERIES": queries,
-            "HEAD_K": d,
-            "HEAD_V": e,
-            "HALF_K": _is_half(keys),
-            "HALF_V": _is_half(values),
-        },
-        local_bytes=4 * queries * (d + 64),
     )
 
 

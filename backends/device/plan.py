@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from threading import RLock
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,16 +21,17 @@ from ops.tensor import Tensor
 
 from ..base import Buffer, Event, Observer, Progress
 from ..plan import sizes_of
-from .array import DeviceArray, DeviceWeight
-from .launch import Launch
+from .array import DeviceArray, DeviceWeight, PanelWeight
+from .launch import ROOMS, Launch
 from .lifetimes import Lifetime, Shared, share
-from .runtime import Memory
+from .runtime import Limits, Memory
 
 if TYPE_CHECKING:
     from .backend import DeviceBackend
 
 Sizes = Mapping[str, int]
-Arrays = dict[Value, DeviceArray | DeviceWeight]
+Array = DeviceArray | DeviceWeight | PanelWeight
+Arrays = dict[Value, DeviceArray]
 Call = Callable[[], None]
 
 
@@ -49,12 +50,11 @@ class DevicePlan:
         self._caches = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, DeviceArray)}
         self._tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
         self._places = self._fewest_places()
-        self._resident: Arrays = {}
+        self._resident: dict[tuple[str, str], Array] = {}  # by name and form: a tied table may be needed in two
         # no size depends on S, unless attention runs in parts, or what is seen of a cache is a result
         self._needs_seen = any("S" in v.shape for v in [*_own_values(graph, self._inputs.values()), *graph.outputs])
         self._largest = {"T": 1, "U": 1, **sizes}
-        self._shared = scratch(graph, list(self._inputs.values()), self._largest)
-        self._buffers: list[Memory] = [self._runtime.allocate(n) for n in self._shared.sizes]
+        self._take_room(self._largest)
         self._programs: dict[tuple[Any, ...], Program] = {}
         self._lock = RLock()  # a context is one thread's; if two use it all the same, their steps do not mix
 
@@ -116,12 +116,10 @@ class DevicePlan:
             return [program.arrays[v] for v in self._graph.outputs]
 
     def _observed(self, node: Node, run: Call, arrays: Arrays, sizes: Sizes, observe: Observer) -> None:
-        began = perf_counter()
-        run()
-        self._runtime.finish()
-        seconds = perf_counter() - began
-        operands: list[Any] = [_known(arrays[v], sizes) for v in node.inputs]
-        observe(Event(node, operands, _known(arrays[node.output], sizes), seconds, self._backend, on_host=False))
+        seconds = self._runtime.timed(run)
+        operands: list[Any] = [_known(self._operand(node, v, arrays), sizes) for v in node.inputs]
+        outputs: list[Any] = [_known(arrays[v], sizes) for v in node.outputs]
+        observe(Event(node, operands, outputs, seconds, self._backend, on_host=False))
 
     def _sizes(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, int]:
         """What the letters stand for in this step. S is what the last token sees."""
@@ -150,9 +148,18 @@ class DevicePlan:
         return self._programs[key]
 
     def _bring_weights(self, progress: Progress) -> None:
-        missing = [v for name, v in self._graph.leaves.items() if name in self._tensors and v not in self._resident]
-        for value in progress(missing, "bringing weights to the device"):
-            self._resident[value] = self._backend.resident(self._tensors[value.name], value.dtype)
+        tensors, nodes = self._tensors, self._graph.nodes
+        wanted = {self._form(n, v): tensors[v.name] for n in nodes for v in n.inputs if v.name in tensors}
+        missing = [(key, tensor) for key, tensor in wanted.items() if key not in self._resident]
+        for (name, form), tensor in progress(missing, "bringing weights to the device"):
+            self._resident[name, form] = self._backend.resident(tensor, form)
+
+    def _form(self, node: Node, leaf: Value) -> tuple[str, str]:
+        """A weight's name, and the form in which this node takes it."""
+        return leaf.name, self._backend.form(self._tensors[leaf.name], leaf.dtype, node.op)
+
+    def _operand(self, node: Node, value: Value, arrays: Arrays) -> Array:
+        return self._resident[self._form(node, value)] if value.name in self._tensors else arrays[value]
 
     def _make_room(self, sizes: Sizes) -> None:
         """Wider buffers, if this step is larger than any that was expected."""
@@ -163,42 +170,47 @@ class DevicePlan:
         self._programs.clear()
         self._buffers.clear()  # before the new ones: both may not fit
         self._largest = {}  # if memory runs out now, the next step comes here again
-        self._shared = scratch(self._graph, list(self._inputs.values()), largest)
-        self._buffers = [self._runtime.allocate(n) for n in self._shared.sizes]
+        self._rooms.clear()
+        self._take_room(largest)
         self._largest = largest
 
+    def _take_room(self, largest: Sizes) -> None:
+        """Memory for what lies between the ops, and for what their launches hand on to each other."""
+        self._shared = scratch(self._graph, list(self._inputs.values()), largest)
+        self._buffers: list[Memory] = [self._runtime.allocate(n) for n in self._shared.sizes]
+        self._rooms = [self._runtime.allocate(n) for n in rooms(self._runtime.limits, self._graph, largest)]
+
     def _arrays(self, sizes: Sizes, caches: Mapping[str, DeviceArray]) -> Arrays:
-        """Every value's array for a step of these sizes."""
+        """Every value's array for a step of these sizes, but the weights'."""
         leaves = self._graph.leaves
-        arrays: Arrays = {**self._resident, **{leaves[name]: cache for name, cache in caches.items() if name in leaves}}
+        arrays: Arrays = {leaves[name]: cache for name, cache in caches.items() if name in leaves}
         own = zip(_own_values(self._graph, self._inputs.values()), self._shared.buffer_of, strict=True)
         for value, buffer in own:
             dtype = np.dtype(np.int32 if value.dtype == "int" else np.float32)
             arrays[value] = DeviceArray(self._buffers[buffer], _sized(value.shape, sizes), dtype)
         for node in self._graph.nodes:
-            if node.op.view_of:
-                arrays[node.output] = arrays[_viewed(node)].seen_as(_sized(node.output.shape, sizes))  # type: ignore[union-attr]
+            for value, viewed in _views(node):
+                arrays[value] = arrays[viewed].seen_as(_sized(value.shape, sizes))
         return arrays
 
     def _launches(self, node: Node, arrays: Arrays) -> list[Launch]:
-        operands = [arrays[v] for v in node.inputs]
-        return self._backend.launches(node.op, operands, arrays[node.output], node.attrs)  # type: ignore[arg-type]
+        operands = [self._operand(node, v, arrays) for v in node.inputs]
+        return self._backend.launches(node.op, operands, [arrays[v] for v in node.outputs], node.attrs, self._rooms)
 
-    def _write(self, target: DeviceArray | DeviceWeight, array: NDArray[Any]) -> None:
-        assert isinstance(target, DeviceArray)
+    def _write(self, target: DeviceArray, array: NDArray[Any]) -> None:
         self._runtime.write(target.memory, np.ascontiguousarray(array, target.dtype))
 
 
 def scratch(graph: Graph, inputs: Sequence[Value], sizes: Sizes) -> Shared:
     """Buffers for a step's inputs and for what its nodes make."""
-    moment = {n.output: i for i, n in enumerate(graph.nodes)}
+    moment = {v: i for i, n in enumerate(graph.nodes) for v in n.outputs}
     root = {v: v for v in graph.leaves.values()}
     for node in graph.nodes:
-        root[node.output] = root[_viewed(node)] if node.op.view_of else node.output
+        root |= {v: v for v in node.outputs} | {v: root[viewed] for v, viewed in _views(node)}
     last_use = {root[v]: i for i, n in enumerate(graph.nodes) for v in n.inputs}
     last_use |= {root[v]: len(graph.nodes) for v in graph.outputs}
     last_use |= {v: len(graph.nodes) for v in inputs if v.dtype == "int"}  # kernels find their way by them: never overwritten
-    known = {"S": sizes.get("C", sizes.get("T", 1)), **sizes}  # S, in a graph that has it, may become as large as a cache is
+    known = _largest(sizes)
     values = _own_values(graph, inputs)
     return share(
         [
@@ -208,19 +220,39 @@ def scratch(graph: Graph, inputs: Sequence[Value], sizes: Sizes) -> Shared:
     )
 
 
-def scratch_bytes(graph: Graph, sizes: Sizes) -> int:
-    """Bytes of these buffers, for a graph that is fused and whose inputs are the leaves that differ from step to step."""
+def rooms(limits: Limits, graph: Graph, sizes: Sizes) -> list[int]:
+    """Bytes that launches of one node need between them: the most that any of them wants. One computes after the other."""
+    known = _largest(sizes)
+    wanted = []
+    for node in graph.nodes:
+        if node.op.name in ROOMS:
+            shapes = [_sized(v.shape, known) for v in (*node.inputs, *node.outputs)]
+            wanted.append(ROOMS[node.op.name](limits, *shapes, **node.attrs))
+    return [max(sizes) for sizes in zip_longest(*wanted, fillvalue=0)]
+
+
+def scratch_bytes(limits: Limits, graph: Graph, sizes: Sizes) -> int:
+    """Bytes of all this, for a graph that is fused and whose inputs are the leaves that differ from step to step."""
     inputs = [v for v in graph.leaves.values() if any(isinstance(d, str) and d != "C" for d in v.shape)]
-    return sum(scratch(graph, inputs, sizes).sizes)
+    return sum(scratch(graph, inputs, sizes).sizes) + sum(rooms(limits, graph, sizes))
+
+
+def _largest(sizes: Sizes) -> dict[str, int]:
+    """S, in a graph that has it, may become as large as a cache is."""
+    return {"S": sizes.get("C", sizes.get("T", 1)), "C": 1, **sizes}
 
 
 def _own_values(graph: Graph, inputs: Iterable[Value]) -> list[Value]:
     """The values that need memory of the plan's: inputs, and results that are no views."""
-    return [*inputs, *(n.output for n in graph.nodes if not n.op.view_of)]
+    views = {v for n in graph.nodes for v, _ in _views(n)}
+    return [*inputs, *(v for n in graph.nodes for v in n.outputs if v not in views)]
 
 
-def _viewed(node: Node) -> Value:
-    return next(v for v, o in zip(node.inputs, node.op.inputs, strict=True) if o.name == node.op.view_of)
+def _views(node: Node) -> list[tuple[Value, Value]]:
+    """The node's outputs that are memory of operands: of each, which operand it is."""
+    operands = dict(zip((o.name for o in node.op.inputs), node.inputs, strict=True))
+    outputs = zip(node.op.outputs, node.outputs, strict=True)
+    return [(value, operands[node.op.views[o.name]]) for o, value in outputs if o.name in node.op.views]
 
 
 def _sized(shape: Sequence[Dim], sizes: Sizes) -> tuple[int, ...]:
@@ -228,7 +260,7 @@ def _sized(shape: Sequence[Dim], sizes: Sizes) -> tuple[int, ...]:
     return tuple(cast(int, sizes.get(d, d)) if isinstance(d, str) else d for d in shape)
 
 
-def _known(array: DeviceArray | DeviceWeight, sizes: Sizes) -> DeviceArray | DeviceWeight:
+def _known(array: Array, sizes: Sizes) -> Array:
     """The array with numbers for all of its sizes, as an observer wants it."""
     return array.seen_as(_sized(array.shape, sizes)) if isinstance(array, DeviceArray) else array
 

@@ -5,13 +5,19 @@ A weight may lie in several buffers, each with some of its rows: then each has a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from math import prod
 
 import ops
 
-from .array import DeviceArray, DeviceWeight, Part
-from .launch import Launch, lanes, launches
+from . import products_int8
+from .array import DeviceArray, DeviceWeight, PanelWeight, Part
+from .launch import TABLE, Launch, lanes, launches
+from .products_int8 import Before
 from .runtime import Limits, Memory
+
+Weight = DeviceWeight | PanelWeight
+Rooms = Sequence[Memory]
 
 # Up to so many tokens, unpacking the weights again for each token is faster than bringing them into a form that serves many.
 # Measured with PoCL on two cores of a Xeon (AVX-512), 1536 x 768: matvec takes 0.06 ms a token in Q4_1, 0.09 in Q6_K, 0.11 in
@@ -20,8 +26,113 @@ FEW = 4
 SHARE = 1 << 16  # weights for a work-group of a CPU: some 10 microseconds of work, and enough groups for all cores
 
 
-@launches(ops.matmul)
-def matmul(limits: Limits, x: DeviceArray, weight: DeviceWeight, y: DeviceArray) -> Iterator[Launch]:
+Shape = tuple[int, ...]
+MULTIPLIED = (ops.matmul, ops.matmul_add, ops.norm_matmul, ops.qkv, ops.norm_qkv, ops.norm_swiglu)  # that take a weight so
+
+
+def _rounded(limits: Limits, x: Shape, *more: Shape) -> list[int]:
+    """Room for x rounded to bytes, where it will be; and for arrays of float32 that weights without panels need between."""
+    return [products_int8.room_bytes(limits, *x) if limits.integers else 0, *(4 * prod(shape) for shape in more)]
+
+
+@launches(ops.matmul, rooms=lambda limits, x, weight, y: _rounded(limits, x))
+def matmul(limits: Limits, x: DeviceArray, weight: Weight, y: DeviceArray, rooms: Rooms) -> Iterator[Launch]:
+    return _each(limits, x, [weight], [y], rooms)
+
+
+@launches(ops.matmul_add, rooms=lambda limits, x, weight, residual, y: _rounded(limits, x))
+def matmul_add(
+    limits: Limits, x: DeviceArray, weight: Weight, residual: DeviceArray, y: DeviceArray, rooms: Rooms
+) -> Iterator[Launch]:
+    if isinstance(weight, PanelWeight):
+        yield from products_int8.products(limits, x, [weight], [y], rooms[0], residual=residual, epilogue="add")
+    else:
+        yield from _by_floats(limits, x, weight, y)
+        yield from TABLE["add"](limits, residual, y, y)
+
+
+@launches(ops.qkv, rooms=lambda limits, x, *others: _rounded(limits, x))
+def qkv(
+    limits: Limits,
+    x: DeviceArray,
+    q_weight: Weight,
+    k_weight: Weight,
+    v_weight: Weight,
+    q: DeviceArray,
+    k: DeviceArray,
+    v: DeviceArray,
+    rooms: Rooms,
+) -> Iterator[Launch]:
+    return _each(limits, x, [q_weight, k_weight, v_weight], [q, k, v], rooms)
+
+
+@launches(ops.norm_matmul, rooms=lambda limits, x, norm, weight, y, eps: _rounded(limits, x, x))
+def norm_matmul(
+    limits: Limits, x: DeviceArray, norm: DeviceArray, weight: Weight, y: DeviceArray, *, eps: float, rooms: Rooms
+) -> Iterator[Launch]:
+    return _normed_each(limits, x, Before(norm, eps), [weight], [y], rooms)
+
+
+@launches(ops.norm_qkv, rooms=lambda limits, x, *others, eps: _rounded(limits, x, x))
+def norm_qkv(
+    limits: Limits,
+    x: DeviceArray,
+    norm: DeviceArray,
+    q_weight: Weight,
+    k_weight: Weight,
+    v_weight: Weight,
+    q: DeviceArray,
+    k: DeviceArray,
+    v: DeviceArray,
+    *,
+    eps: float,
+    rooms: Rooms,
+) -> Iterator[Launch]:
+    return _normed_each(limits, x, Before(norm, eps), [q_weight, k_weight, v_weight], [q, k, v], rooms)
+
+
+@launches(ops.norm_swiglu, rooms=lambda limits, x, norm, gate, up, y, eps: _rounded(limits, x, x, y))
+def norm_swiglu(
+    limits: Limits, x: DeviceArray, norm: DeviceArray, gate: Weight, up: Weight, y: DeviceArray, *, eps: float, rooms: Rooms
+) -> Iterator[Launch]:
+    if isinstance(gate, PanelWeight) and isinstance(up, PanelWeight):
+        before = Before(norm, eps)
+        yield from products_int8.products(limits, x, [gate, up], [y], rooms[0], before=before, epilogue="swiglu")
+    else:
+        second = DeviceArray(rooms[2], y.shape, y.dtype)
+        yield from _normed_each(limits, x, Before(norm, eps), [gate, up], [y, second], rooms)
+        yield from TABLE["swiglu"](limits, y, second, y)
+
+
+def _each(
+    limits: Limits, x: DeviceArray, weights: Sequence[Weight], ys: Sequence[DeviceArray], rooms: Rooms
+) -> Iterator[Launch]:
+    """y = x W^T for each weight, each in the way of its form: those in panels together."""
+    pairs = list(zip(weights, ys, strict=True))
+    if panels := [(weight, y) for weight, y in pairs if isinstance(weight, PanelWeight)]:
+        yield from products_int8.products(limits, x, [weight for weight, _ in panels], [y for _, y in panels], rooms[0])
+    for weight, y in pairs:
+        if isinstance(weight, DeviceWeight):
+            yield from _by_floats(limits, x, weight, y)
+
+
+def _normed_each(
+    limits: Limits, x: DeviceArray, before: Before, weights: Sequence[Weight], ys: Sequence[DeviceArray], rooms: Rooms
+) -> Iterator[Launch]:
+    """The same for x normed: within the product, or before it."""
+    if all(isinstance(weight, PanelWeight) for weight in weights):
+        yield from products_int8.products(limits, x, weights, ys, rooms[0], before=before)  # type: ignore[arg-type]
+    else:
+        normed = DeviceArray(rooms[1], x.shape, x.dtype)
+        yield from TABLE["rmsnorm"](limits, x, before.norm, normed, eps=before.eps)
+        yield from _each(limits, normed, weights, ys, rooms)
+
+
+def _by_floats(limits: Limits, x: DeviceArray, weight: DeviceWeight, y: DeviceArray) -> Iterator[Launch]:
+    """Weights in the blocks of their file, unpacked to floats where they are used."""
+    if limits.library and limits.library.takes(x, weight):
+        yield from limits.library.launches(x, weight, y)
+        return
     for part in weight.parts:
         if x.shape[0] <= FEW:
             yield _matvec(limits, x, weight, part, y)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,21 @@ from numpy.typing import NDArray
 from ops.errors import BackendError
 
 if TYPE_CHECKING:
+    from .array import DeviceArray, DeviceWeight
     from .launch import Launch
 
 Bytes = NDArray[np.uint8]
+Integers = Literal["", "avx512vnni", "avx2", "portable"]
 MANY = 256  # freed buffers that may wait for the device
+
+
+class Library(Protocol):
+    """What multiplies many tokens better than our kernels: cuBLAS."""
+
+    def takes(self, x: DeviceArray, weight: DeviceWeight) -> bool: ...
+
+    def launches(self, x: DeviceArray, weight: DeviceWeight, y: DeviceArray) -> Iterator[Launch]:
+        """y = x W^T"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,9 @@ class Limits:
     local_memory: int  # bytes that a work-group may share
     allocation: int  # bytes of the largest single buffer
     memory: int  # bytes that may be used in all
+    cores: int = 1  # that compute at once, each a work-group
+    integers: Integers = ""  # a CPU multiplies quantised weights by x rounded to bytes, with these instructions; "": by floats
+    library: Library | None = None
 
 
 class Memory:
@@ -149,6 +163,10 @@ class Runtime(ABC):
 
         The launches' buffers stay alive as long as it does. CUDA captures them in a graph.
         """
+
+    @abstractmethod
+    def timed(self, run: Callable[[], None]) -> float:
+        """Run what `prepare` has made, and wait for it: the seconds that the device itself computed."""
 
     def check(self, launch: Launch) -> None:
         """BackendError if it asks more of a work-group than the device has."""

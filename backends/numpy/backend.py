@@ -40,6 +40,7 @@ FORMULA_IS_BEST = (
     ops.causal_mask,
     ops.softmax,
     ops.attention_mix,
+    ops.top_k,
 )
 
 CHUNK = 1 << 15  # numbers that gelu's thirty steps take at a time: a few arrays of 128 kB stay in the core's cache

@@ -38,7 +38,7 @@ class WavefrontPlan(LoopPlan):
         self._of_tokens = {name for name, value in graph.leaves.items() if value.shape[0] == "T"}
         n_body = next((n for n, i in enumerate(self.program) if not _by_row(i)), len(self.program))
         self._body, self._tail = self.program[:n_body], self.program[n_body:]
-        made = {i.result: i.node.output.shape[0] for i in self._body}
+        made = {slot: value.shape[0] for i in self._body for slot, value in zip(i.results, i.node.outputs, strict=True)}
         needed = {slot for i in self._tail for slot in i.operands} | set(self.outputs)
         self._crossing = sorted(made.keys() & needed)  # what the blocks' results are put together for
         # a part of a model without attention has nothing to win; what crosses must be rows, to be put together again
@@ -114,8 +114,8 @@ def _flops(instruction: Instruction, n_keys: int) -> float:
 
 
 def _by_row(instruction: Instruction) -> bool:
-    """Does each token's result need that token's operands only, and caches?"""
-    return "T" in instruction.node.output.shape or _writes(instruction)
+    """Do each token's results need that token's operands only, and caches?"""
+    return all("T" in value.shape for value in instruction.node.outputs) or _writes(instruction)
 
 
 def _writes(instruction: Instruction) -> bool:

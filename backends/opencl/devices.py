@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 from ops.errors import BackendError
 
 from ..base import Device, Options
-from ..device.runtime import Limits
+from ..device.runtime import Integers, Limits
 
 INSTALL = 'pip install "tinyllama[opencl]" brings pyopencl, and on Linux PoCL, which runs on any CPU'
 
@@ -85,19 +86,56 @@ def with_threads(device: Any, n_threads: int | None) -> Any:
         return device
 
 
+NEEDS: dict[Integers, frozenset[str]] = {  # of the CPU, as /proc/cpuinfo names it; the fastest first
+    "avx512vnni": frozenset({"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512_vnni"}),
+    "avx2": frozenset({"avx2", "fma", "f16c"}),
+    "portable": frozenset(),
+}
+
+
+def kernels_for(features: str) -> tuple[Literal["cpu", "gpu"], Integers]:
+    """What `--device-features` means: kernels for a CPU, by the best instructions that it has or by those named, or for a GPU.
+
+    BackendError: no such kernels, or instructions that this CPU lacks: it would stop the program at the first of them.
+    """
+    if features == "gpu":
+        return "gpu", ""
+    has = cpu_flags()
+    if features == "cpu":
+        return "cpu", next(integers for integers, flags in NEEDS.items() if flags <= has)
+    integers = next((name for name in NEEDS if name == features), None)
+    if integers is None:
+        known = ", ".join(NEEDS)
+        raise BackendError(f"--device-features {features}: opencl has kernels for {known}, cpu (the best of these), gpu")
+    if missing := NEEDS[integers] - has:
+        raise BackendError(f"--device-features {features}: this CPU lacks {', '.join(sorted(missing))}; cpu takes what it has")
+    return "cpu", integers
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """The instructions that this machine's processor has, as Linux tells them; none where it does not."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            return frozenset(next(line for line in lines if line.startswith("flags")).partition(":")[2].split())
+    except (OSError, StopIteration):
+        return frozenset()
+
+
 def limits(device: Any, options: Options) -> Limits:
     """Asked of the driver, within what the user allows."""
     cl = load_pyopencl()
     is_cpu = bool(device.type & cl.device_type.CPU)
-    kind = options.device_features or ("cpu" if is_cpu else "gpu")
-    if kind not in ("cpu", "gpu"):
-        raise BackendError(f"--device-features {kind}: opencl has kernels for 'cpu' and for 'gpu'")
+    features = options.device_features or ("cpu" if is_cpu else "gpu")
+    kind, integers = kernels_for(features)
     asked = Limits(
         name=told(device).name,
-        kind="cpu" if kind == "cpu" else "gpu",
+        kind=kind,
         group_size=min(device.max_work_group_size, device.max_work_item_sizes[0]),  # groups extend along the first axis only
         local_memory=device.local_mem_size,
         allocation=device.max_mem_alloc_size,
         memory=device.global_mem_size,
+        cores=device.max_compute_units,
+        integers="" if options.precise or not options.repack else integers,
     )
     return asked if options.device_memory is None else replace(asked, memory=min(options.device_memory, asked.memory))

@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 from weakref import finalize
 
 import numpy as np
@@ -32,7 +32,8 @@ class OpenCLRuntime(Runtime):
         self.limits = limits
         self._context = context or cl.Context([device])
         self.device_key = device
-        self._queue = cl.CommandQueue(self._context, device)
+        # a decode step on PoCL was measured to take the same time with profiling and without
+        self._queue = cl.CommandQueue(self._context, device, cl.command_queue_properties.PROFILING_ENABLE)
         finalize(self, _wait_for, self._queue)  # and when Python ends: memory must not go before the kernels that use it
         self.shares_memory = bool(device.host_unified_memory and device.type & cl.device_type.CPU)
         self._programs: dict[tuple[Any, ...], cl.Program] = {}
@@ -87,6 +88,12 @@ class OpenCLRuntime(Runtime):
     def prepare(self, launches: Sequence[Launch]) -> Callable[[], None]:
         return Bound(self, [(launch, self._kernel(launch)) for launch in launches])
 
+    def timed(self, run: Callable[[], None]) -> float:
+        events = cast("Bound", run).launch()
+        self.finish()
+        with self._told():
+            return float(sum(event.profile.end - event.profile.start for event in events)) / 1e9
+
     def is_compiled(self, launch: Launch) -> bool:
         return (launch.program, launch.kernel, launch.group_size) in self._ran
 
@@ -111,15 +118,15 @@ class OpenCLRuntime(Runtime):
                 self._programs[launch.program] = program
             return program
 
-    def run(self, bound: list[tuple[cl.Kernel, tuple[int, ...], tuple[int, ...]]]) -> None:
+    def run(self, bound: list[tuple[cl.Kernel, tuple[int, ...], tuple[int, ...]]]) -> list[cl.Event]:
         began = perf_counter()
         with self._told():
-            for kernel, size, group in bound:
-                cl.enqueue_nd_range_kernel(self._queue, kernel, size, group)
+            events = [cl.enqueue_nd_range_kernel(self._queue, kernel, size, group) for kernel, size, group in bound]
             self._queue.flush()
         with self._lock:
             self.launched += len(bound)
             self.launch_seconds += perf_counter() - began
+        return events
 
     @contextmanager
     def _told(self, nbytes: int = 0) -> Iterator[None]:
@@ -154,8 +161,13 @@ class Bound:
             self._calls.append((kernel, (first * launch.group_size, *more), (launch.group_size, *rest)))
 
     def __call__(self) -> None:
-        self._runtime.run(self._calls)
+        self.launch()
+
+    def launch(self) -> list[cl.Event]:
+        """An event for each launch, which knows its times when the queue has finished."""
+        events = self._runtime.run(self._calls)
         self._runtime._ran.update((launch.program, launch.kernel, launch.group_size) for launch, _ in self._launches)
+        return events
 
     def __del__(self) -> None:
         for launch, kernel in self._launches:

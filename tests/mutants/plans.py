@@ -79,9 +79,9 @@ class FreesTooEarly(Plain):
     class Plan(LoopPlan):
         def run(self, i, values, observe=None):
             super().run(i, values, observe)
-            if i.node.op.name == "add" and len(values[i.result]) > 32:
-                values[i.result] = values[i.result].copy()
-                values[i.result][-1] *= np.float32(1.01)
+            if i.node.op.name == "add" and len(values[i.results[0]]) > 32:
+                values[i.results[0]] = values[i.results[0]].copy()
+                values[i.results[0]][-1] *= np.float32(1.01)
 
 
 @wrong("graph-observed")

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ..sampling import Sampling
 
 DEFAULT_MODEL = "smollm2"
+DEVICE_FEATURES = (
+    "the kernels made for another kind of device than the one found: cpu (the best for this CPU) or gpu; opencl has for a CPU "
+    "avx512vnni, avx2 and portable"
+)
 
 
 def integer(low: int, high: float = math.inf) -> Callable[[str], int]:
@@ -101,18 +105,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, ctx_size: int = 0) -> N
 def add_placement_arguments(parser: argparse.ArgumentParser) -> None:
     """Which backend computes, from what memory."""
     add = parser.add_argument_group("backend").add_argument
-    add("--backend", default="numpy", metavar="NAME",
-        help="numpy, opencl, cupy, an installed one, or module:Class (default: numpy)")  # fmt: skip
+    add("--backend", default="auto", metavar="NAME",
+        help="auto (default): cupy if it finds a GPU, else opencl if it finds a device, else numpy; or one of these, another "
+        "installed one, module:Class")  # fmt: skip
     add("-ngl", "--n-gpu-layers", "--gpu-layers", type=layer_count, default=None, metavar="N",
-        help="the last N layers on the backend's device, the output too if N is more than the model has; all (default), or "
-        "auto: as many as its memory holds; no effect on numpy, which has no device")  # fmt: skip
+        help="the last N layers on the backend's device, the output too if N is more than the model has; all; or auto, as many "
+        "as its memory holds (default: all, with --backend auto: auto); no effect on numpy, which has no device")  # fmt: skip
     add("--layers", default=None, metavar="MAP",
         help="instead of -ngl, any split: numpy:0-9,opencl:10-29; opencl@1:5 names a device, numpy:output an end")  # fmt: skip
     add("--device", default=None, metavar="NAME", help="which device: a number or a part of its name (see tinyllama devices)")
     add("-mg", "--main-gpu", type=integer(0), default=None, metavar="N", help="the device by its number, as --device N")
     add("--device-memory", type=memory_size, default=None, metavar="SIZE", help="memory a device may use at most, such as 6G")
-    add("--device-features", default=None, metavar="KIND",
-        help="the kernels made for another kind of device than the one found: cpu or gpu")  # fmt: skip
+    add("--device-features", default=None, metavar="KIND", help=DEVICE_FEATURES)
     for letter, what in (("k", "keys"), ("v", "values")):
         add(f"-ct{letter}", f"--cache-type-{letter}", choices=("f16", "f32"), default=None,
             help=f"how the KV cache keeps {what} (default: f32 on numpy, f16 on a device)")  # fmt: skip
@@ -125,6 +129,14 @@ def add_placement_arguments(parser: argparse.ArgumentParser) -> None:
         help="memory for weights in float32, such as 6G; what does not fit is converted at every use (default: what is free)",
     )
     add("--no-fuse", dest="fuse", action="store_false", help="run primitive ops only, none fused")
+    add_kernel_arguments(add)
+
+
+def add_kernel_arguments(add: Callable[..., Any]) -> None:
+    """How a backend's kernels take activations and weights; add: a parser's or a group's add_argument."""
+    add("--precise", action="store_true", help="activations stay float32 where the backend would round them to 8 bits")
+    told = "weights stay as mapped where the backend would lay them out anew"
+    add("--no-repack", dest="repack", action="store_false", help=told)
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -212,6 +224,8 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "n_threads": args.threads,
         "weights_memory": args.weights_memory,
         "fuse": args.fuse,
+        "precise": args.precise,
+        "repack": args.repack,
     }
 
 

@@ -7,16 +7,18 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .arguments import DEFAULT_MODEL, add_batch_size, add_placement_arguments, integer, load_model, note
 from .text import option_error
 
 if TYPE_CHECKING:
+    from backends.base import Backend
+
     from ..benchmark import Case
     from ..model import Model
-    from ..profile import Peak
+    from ..peak import Peak
 
 HELP = "measure tokens a second as llama-bench does, and by op with --profile"
 
@@ -66,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_batch_size(parser)
     add("-t", "--threads", type=integers(1, 1024), default=[None], metavar="N,..", help="thread counts (default: all cores)")
     add("-o", "--output", choices=("md", "json", "csv"), default="md", help="format of the results (default: md)")
-    add("--profile", action="store_true", help="also print, for each test, time, GFLOP/s and GB/s by op beside the peak")
+    add("--profile", action="store_true", help="also print, for each test, time, GOP/s and GB/s by op beside the peaks")
     add_placement_arguments(parser)
 
 
@@ -93,19 +95,22 @@ def measure(args: argparse.Namespace, todo: list[Case], results: list[dict[str, 
     from tqdm import tqdm
 
     from ..benchmark import bench
-    from ..profile import measure_peak
+    from ..peak import measure_peak
 
     runs = [(name, n_threads) for name in args.model or [DEFAULT_MODEL] for n_threads in args.threads]
     with tqdm(total=len(runs) * len(todo) * args.repetitions, disable=None, leave=False) as bar:
         for args.model, args.threads in runs:
             args.ctx_size = max(case.n_tokens for case in todo)  # what a device has to hold
             model = load_model(args)
-            peak = measure_peak(model.backend) if args.profile else None
+            peaks = {backend: measure_peak(backend) for backend in model.placement.backends} if args.profile else {}
             for case in todo:
                 bar.set_description(case.name)
-                results.append(bench(model, case, repetitions=args.repetitions, n_batch=args.batch_size, progress=bar.update))
-                if peak:
-                    tables.append(profile_table(model, case, args.batch_size, peak))
+                result = bench(model, case, repetitions=args.repetitions, n_batch=args.batch_size, progress=bar.update)
+                results.append(result)
+                for phase in phases(case) if peaks else []:
+                    if phase != case:
+                        result = bench(model, phase, repetitions=args.repetitions, n_batch=args.batch_size)
+                    tables.append(profile_table(model, phase, args.batch_size, peaks, result["avg_ns"] / 1e9))
             del model  # its weights would count against the next one's memory
 
 
@@ -144,18 +149,27 @@ def print_csv(results: list[dict[str, Any]]) -> None:
     writer.writerows(results)
 
 
-def profile_table(model: Model, case: Case, n_batch: int, peak: Peak) -> str:
-    """The ops of one run of this test, beside what the machine reaches at best."""
+def phases(case: Case) -> list[Case]:
+    """A test's prompt and its generation, each a test by itself."""
+    from ..benchmark import Case
+
+    both = [Case(case.n_prompt, 0, case.n_depth), Case(0, case.n_gen, case.n_depth + case.n_prompt)]
+    return [phase for phase in both if phase.n_prompt or phase.n_gen]
+
+
+def profile_table(model: Model, case: Case, n_batch: int, peaks: Mapping[Backend, Peak], seconds: float) -> str:
+    """The ops of one run of a phase, beside what the machine reaches at best. seconds: what it takes when nobody observes."""
     from ..benchmark import run_case
     from ..profile import Profile
 
     note(f"profiling {case.name} ...")
-    context, profile = model.context(n_ctx=case.n_tokens, n_batch=n_batch), Profile(model)
+    context, profile = model.context(n_ctx=case.n_tokens, n_batch=n_batch), Profile(model, peaks)
     run_case(context, case)
     with profile.counting_launches():
         run_case(context, case)
-    seconds = run_case(context, case, profile) / 1e9
-    return profile.table(f"{case.name}, {seconds:.3f} s", seconds, peak)
+    run_case(context, case, profile)
+    phase, n_tokens = ("prefill", case.n_prompt) if case.n_prompt else ("decode", case.n_gen)
+    return profile.table(case.name, phase, n_tokens, seconds)
 
 
 def _name(result: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from .arguments import integer
+from .arguments import DEVICE_FEATURES, add_kernel_arguments, integer
 from .text import option_error
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--perf", action="store_true", help="also measure GFLOP/s and GB/s of each op, beside numpy's")
     add("--json", action="store_true", help="print one JSON object instead of tables")
     add("--device", metavar="NAME", help="device of the backend: its number, or a part of its name")
-    add("--device-features", metavar="KIND", help="run the kernels made for another kind of device than the one found")
+    add("--device-features", metavar="KIND", help=DEVICE_FEATURES)
+    add_kernel_arguments(add)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     sys.path.append("")  # the working directory: where module:Class is looked for last
     if args.sanitize:
         return show_sanitized(args)
-    backend = get_backend(args.backend, Options(device=args.device, device_features=args.device_features))
+    options = Options(device=args.device, device_features=args.device_features, precise=args.precise, repack=args.repack)
+    backend = get_backend(args.backend, options)
     found: dict[str, Any] = {"backend": args.backend, "describe": backend.describe(), "versions": versions(backend)}
     if not args.json:
         print("\n".join(header(backend)))

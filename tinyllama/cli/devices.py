@@ -18,16 +18,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from backends.registry import fastest
+
     from ..devices import survey
     from ..printable import printable
 
     usable, unusable = survey()
+    auto = fastest()
     if args.json:
         devices = [{"backend": u.backend, "number": u.number, **asdict(u.device), "choose": u.choose} for u in usable]
-        print(json.dumps({"devices": devices, "unusable": [asdict(u) for u in unusable]}, indent=2))
+        chosen = {"backend": auto.backend.name, "describe": auto.backend.describe(), "passed_over": auto.passed_over}
+        print(json.dumps({"devices": devices, "unusable": [asdict(u) for u in unusable], "auto": chosen}, indent=2))
         return 0
     for line in table(usable):
         print(printable(line))
+    why = f" ({auto.passed_over})" if auto.passed_over else ""
+    print(f"\n{printable(f'without --backend: {auto.backend.describe()}{why}')}")
     if unusable:
         print("\nfound, but cannot be used:")
         for u in unusable:
@@ -40,7 +46,7 @@ def table(usable: list[Usable]) -> list[str]:
     from backends.base import usable_cpus
 
     rows = [("device", "kind", "memory", "driver", "how to choose it")]
-    rows.append((f"this computer, {usable_cpus()} CPUs", "CPU", "", "numpy", "--backend numpy (default)"))
+    rows.append((f"this computer, {usable_cpus()} CPUs", "CPU", "", "numpy", "--backend numpy"))
     for u in usable:
         rows.append((u.device.name, u.device.kind, f"{u.device.memory / 2**30:.1f} GiB", u.device.driver, u.choose))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

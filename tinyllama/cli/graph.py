@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import add_model_name
+from .arguments import add_kernel_arguments, add_model_name
 from .text import option_error
 
 if TYPE_CHECKING:
@@ -21,18 +21,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layer", default=None, metavar="N", help="a layer's number, or all (default: all as a table, 0 as a picture)")
     add("-o", "--output", type=Path, default=None, metavar="FILE", help="draw a picture: .svg, or .png (with Pillow)")
     add("--fused", action="store_true", help="the graph as the backend runs it, with its fused ops")
-    add("--backend", default="numpy", metavar="NAME", help="whose fused ops: numpy, an installed one, or module:Class")
+    add("--backend", default="auto", metavar="NAME", help="whose fused ops (default: auto, the one that `run` takes)")
+    add_kernel_arguments(add)
 
 
 def run(args: argparse.Namespace) -> int:
+    from backends.base import Options
     from backends.registry import get_backend
     from ops.graph import table
 
     from ..drawing import draw
     from ..model import Model
 
-    model = Model.load(args.model)  # nothing is computed: the device of --backend may be too small for the model
-    graph = get_backend(args.backend).fused(model.graph) if args.fused else model.graph
+    model = Model.load(args.model, backend="numpy")  # nothing is computed: a device may be too small for the model
+    graph = model.graph
+    if args.fused:
+        graph = get_backend(args.backend, Options(precise=args.precise, repack=args.repack)).fused(graph)
     layer = _layer(args.layer or ("0" if args.output else "all"), model.config.n_layer)
     if args.output is None:
         for line in table(n for n in graph.nodes if layer is None or n.layer == layer):

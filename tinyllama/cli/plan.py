@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from .arguments import add_batch_size, integer, layer_count, memory_size
+from .arguments import add_batch_size, add_kernel_arguments, integer, layer_count, memory_size
 from .text import option_error
 
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-ngl", "--n-gpu-layers", "--gpu-layers", type=layer_count, default=None, metavar="N",
         help="the last N layers on the device; default: as many as --device-memory holds, none without it")  # fmt: skip
     add("--device-memory", type=memory_size, default=None, metavar="SIZE", help="memory of the device, such as 12G")
-    add(
-        "--backend", default=None, metavar="NAME", help="ask the device of this backend for its memory (default: none is asked)"
-    )
+    add("--backend", default=None, metavar="NAME",
+        help="ask the device of this backend, or of the one that auto finds (default: none is asked, as a plan may be for any "
+        "machine)")  # fmt: skip
+    add_kernel_arguments(add)
     add("-t", "--threads", type=integer(1, 1024), default=None, metavar="N", help="numpy's threads (default: all cores)")
     add("--weights-memory", type=memory_size, default=None, metavar="SIZE",
         help="memory for numpy's weights in float32, such as 6G; the rest stays mapped (default: what is free)")  # fmt: skip
@@ -42,14 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from backends.base import Options
-    from backends.registry import get_backend
+    from backends.registry import AUTO, fastest, get_backend
 
     from ..plan_report import as_dict, report
     from ..planning import plan
 
-    device = get_backend(args.backend, Options(device_memory=args.device_memory)) if args.backend else None
+    options = Options(device_memory=args.device_memory, precise=args.precise, repack=args.repack)
+    device = get_backend(args.backend, options) if args.backend else None
     if device is not None and device.memory_free() is None:
-        raise option_error(f"--backend {args.backend} has no device whose memory could be planned: leave it away")
+        why = f" ({fastest(options).passed_over})" if args.backend == AUTO else ""
+        raise option_error(f"--backend {args.backend} has no device whose memory could be planned{why}: leave it away")
     settings = {
         "n_ctx": args.ctx_size,
         "n_batch": args.batch_size,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ops.errors import OptionError
-from ops.graph import Graph, Node, Shape, Value
+from ops.graph import Graph, Node, Value
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def diagram(graph: Graph, layer: int | None, formats: Mapping[str, str]) -> Diag
         raise OptionError(f"layer {layer} is not in this graph; its layers are {_span(graph.nodes)}")
     nodes = [n for run in runs for n in run]
     part = graph.part(nodes)
-    maker = {n.output: n for n in graph.nodes}
+    maker = {v: n for n in graph.nodes for v in n.outputs}
 
     boxes: list[Box] = []
     source: dict[Value, int] = {}  # the box a value comes from
@@ -54,18 +54,18 @@ def diagram(graph: Graph, layer: int | None, formats: Mapping[str, str]) -> Diag
     for value in part.leaves.values():
         if value in maker:
             source[value] = len(boxes)
-            boxes.append(Box("stub", value.name, f"from {_place(maker[value])}", _shape(value.shape)))
+            boxes.append(Box("stub", value.name, f"from {_place(maker[value])}", value.told_shape))
     for run in runs:
         arriving = [v for n in run for v in n.inputs if v in source]
         edges += [(source[v], len(boxes)) for v in (arriving if len(run) == 1 else dict.fromkeys(arriving))]
-        source |= {n.output: len(boxes) for n in run}
+        source |= {v: len(boxes) for n in run for v in n.outputs}
         boxes.append(_op_box(run[0], source, formats) if len(run) == 1 else _layers_box(graph, run, formats))
     inside = set(nodes)
     for value in part.outputs:
         users = [n for n in graph.nodes if value in n.inputs and n not in inside]
         if users:
             edges.append((source[value], len(boxes)))
-            boxes.append(Box("stub", f"to {_place(users[0])}", ", ".join(n.output.name for n in users[:3])))
+            boxes.append(Box("stub", f"to {_place(users[0])}", ", ".join(_names(n) for n in users[:3])))
     return Diagram(boxes, edges, _shortest_path(len(boxes), edges))
 
 
@@ -73,7 +73,7 @@ def _folded(graph: Graph) -> list[list[Node]]:
     """Runs of nodes that make one box each: ops outside of layers, a layer, and the rest of those that are alike."""
     runs: list[list[Node]] = []
     layers = [list(nodes) for _, nodes in groupby(graph.nodes, key=lambda n: n.layer)]
-    for _, group in groupby(layers, key=lambda ns: (ns[0].layer is None, [(n.op, n.output.shape) for n in ns])):
+    for _, group in groupby(layers, key=lambda ns: (ns[0].layer is None, [(n.op, _shapes(n)) for n in ns])):
         first, *rest = group
         if first[0].layer is None:
             runs += [[n] for nodes in (first, *rest) for n in nodes]
@@ -85,9 +85,9 @@ def _folded(graph: Graph) -> list[list[Node]]:
 def _op_box(node: Node, made: Mapping[Value, int], formats: Mapping[str, str]) -> Box:
     op = node.op
     sides = [_side(node, i, formats) for i, v in enumerate(node.inputs) if v not in made]
-    tip = f"{node.output.name} = {node.call}\n" + (op.__doc__ or "").strip().partition("\n")[0]
+    tip = f"{_names(node)} = {node.call}\n" + (op.__doc__ or "").strip().partition("\n")[0]
     kind = op.formula.__module__.rpartition(".")[2]
-    return Box(kind, node.output.name, " ".join([op.name, *node.told_attrs]), _shape(node.output.shape), tip, tuple(sides))
+    return Box(kind, _names(node), " ".join([op.name, *node.told_attrs]), _shapes(node), tip, tuple(sides))
 
 
 def _layers_box(graph: Graph, run: list[Node], formats: Mapping[str, str]) -> Box:
@@ -100,24 +100,28 @@ def _layers_box(graph: Graph, run: list[Node], formats: Mapping[str, str]) -> Bo
     sides = []
     for kind in ("weight", "cache"):
         leaves = [v for v, side in own.items() if side.kind == kind and v.name in graph.leaves]
-        told = dict.fromkeys(formats.get(v.name, _shape(v.shape) if kind == "cache" else "") for v in leaves)
+        told = dict.fromkeys(formats.get(v.name, v.told_shape if kind == "cache" else "") for v in leaves)
         if leaves:
             each = f"{len(leaves) // count} {kind}s{' each' if count > 1 else ''}"
             sides.append(Side(kind, each, ", ".join(filter(None, told))))
     name = f"layer {first}" if count == 1 else f"layers {first} … {last}"
     detail = f"{len(run)} ops" if count == 1 else f"{count} more alike, {len(run) // count} ops each"
-    return Box("layer", name, detail, _shape(run[-1].output.shape), sides=tuple(sides))
+    return Box("layer", name, detail, _shapes(run[-1]), sides=tuple(sides))
 
 
 def _side(node: Node, i: int, formats: Mapping[str, str]) -> Side:
     value, operand = node.inputs[i], node.op.inputs[i]
     kind = "cache" if operand.written else "input" if value.dtype == "int" else "weight"
     stored = formats.get(value.name, "int" if value.dtype == "int" else "")
-    return Side(kind, value.name, f"{_shape(value.shape)} {stored}".rstrip())
+    return Side(kind, value.name, f"{value.told_shape} {stored}".rstrip())
 
 
-def _shape(shape: Shape) -> str:
-    return f"[{', '.join(map(str, shape))}]"
+def _names(node: Node) -> str:
+    return ", ".join(v.name for v in node.outputs)
+
+
+def _shapes(node: Node) -> str:
+    return ", ".join(v.told_shape for v in node.outputs)
 
 
 def _place(node: Node) -> str:

@@ -27,6 +27,7 @@ COLOURS = {
     "heads": ("view", "#f1f5f9", "#64748b"),
     "elementwise": ("elementwise", "#fef9c3", "#ca8a04"),
     "embedding": ("rows of a table", "#e0f2fe", "#0284c7"),
+    "fused": ("several in one", "#f3e8ff", "#9333ea"),
     "layer": ("layer", "#e0e7ff", "#4f46e5"),
     "stub": ("outside of the layer", "#ffffff", "#cbd5e1"),
     "weight": ("weight or constant", "#ffffff", "#2563eb"),

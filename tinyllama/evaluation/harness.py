@@ -61,7 +61,7 @@ class TinyLlamaLM(TemplateLM):  # type: ignore[misc]
         device: str | None = None,
         **settings: Any,
     ) -> None:
-        """model and settings: those of `Model.load`, such as backend=opencl, n_gpu_layers=10, n_ctx=2048.
+        """model and settings: those of `Model.load`, such as backend=opencl, n_gpu_layers=10, n_ctx=2048, precise=True.
 
         max_length: tokens of a context, None for the model's n_ctx. max_gen_toks: of an answer, where a task does not say.
         batch_size, max_batch_size and device are the harness's flags and change nothing: all requests are sorted together, and

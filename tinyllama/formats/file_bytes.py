@@ -6,15 +6,12 @@ import mmap as memory_map
 import os
 from collections.abc import Callable
 from pathlib import Path
-from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.pages import DONT_NEED
+from backends.pages import DONT_NEED, MAPPED, Source
 from ops.errors import FormatError
-
-MAPPED: WeakSet[memory_map.mmap] = WeakSet()  # all files that are mapped now
 
 Check = Callable[[], None]  # raises FormatError if the file has shrunk since
 
@@ -43,10 +40,11 @@ def let_go_of_pages() -> None:
 
 def _map(path: Path) -> tuple[NDArray[np.uint8], Check]:
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
+        status = os.fstat(file.fileno())
+        if status.st_size == 0:
             raise FormatError(f"{path}: the file is empty; download it again")
         mapping = memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_READ)  # keeps a descriptor of its own
-    MAPPED.add(mapping)
+    MAPPED[mapping] = Source.of(path, status)
 
     def check() -> None:
         if mapping.size() < len(mapping):  # size() asks the system, len() remembers

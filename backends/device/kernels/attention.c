@@ -1,4 +1,5 @@
-// Attention in one pass over the keys (online softmax: Milakov & Gimelshein 2018, Dao et al. 2022).
+// Attention on a GPU in one pass over the keys (online softmax: Milakov & Gimelshein 2018, Dao et al. 2022). A CPU has kernels of
+// its own, attention_one.c and attention_many.c.
 //
 // A work-group for one head's queries of QUERIES tokens. It takes TILE keys at a time: their scores, then what they add.
 // If a larger score turns up than any before, what was summed so far is scaled down, as if it had been there from the start.
@@ -9,6 +10,7 @@
 #include "attention_types.c"
 
 #define TILE 64
+#define OWN ((HEAD_V + LANES - 1) / LANES)  // components of a result that a lane has
 
 // query . key for each of the group's queries: a key is brought and converted once for all of them.
 FUNCTION void dot_products(TO_LOCAL const float* query, GLOBAL const KEY* key, float* result) {
@@ -38,7 +40,7 @@ KERNEL void attention(GLOBAL const float* q, GLOBAL const KEY* keys, GLOBAL cons
 
     int seen = 0, position[QUERIES];
     float largest[QUERIES], total[QUERIES];
-    MIXED mixed[OWN][QUERIES];
+    float mixed[OWN][QUERIES];
     for (int a = 0; a < QUERIES; a++) {
         int row = min(a, n_queries - 1);
         for (int i = LANE; i < HEAD_K; i += LANES) query[a * HEAD_K + i] = scale * q[(size_t)row * h * HEAD_K + i];
@@ -46,7 +48,7 @@ KERNEL void attention(GLOBAL const float* q, GLOBAL const KEY* keys, GLOBAL cons
         seen = max(seen, position[a] + 1);
         largest[a] = -INFINITY;
         total[a] = 0;
-        for (int e = 0; e < OWN; e++) mixed[e][a] = ZERO;
+        for (int e = 0; e < OWN; e++) mixed[e][a] = 0;
     }
     BARRIER();
 
@@ -76,13 +78,13 @@ KERNEL void attention(GLOBAL const float* q, GLOBAL const KEY* keys, GLOBAL cons
             total[a] = total[a] * shrink[a] + sum;
         }
         for (int e = 0; e < OWN; e++) {
-            int at = (e * LANES + LANE) * WIDTH;
+            int at = e * LANES + LANE;
             if (at >= HEAD_V) break;
             GLOBAL const VALUE* value = values + ((size_t)start * k + head) * HEAD_V + at;
-            MIXED mix[QUERIES];
+            float mix[QUERIES];
             UNROLL for (int a = 0; a < QUERIES; a++) mix[a] = shrink[a] * mixed[e][a];
             for (int s = 0; s < n; s++) {
-                MIXED run = VALUE_AT(value + (size_t)s * k * HEAD_V);
+                float run = VALUE_AT(value + (size_t)s * k * HEAD_V);
                 UNROLL for (int a = 0; a < QUERIES; a++) mix[a] = score[a][s] * run + mix[a];
             }
             UNROLL for (int a = 0; a < QUERIES; a++) mixed[e][a] = mix[a];
@@ -90,7 +92,7 @@ KERNEL void attention(GLOBAL const float* q, GLOBAL const KEY* keys, GLOBAL cons
         BARRIER();  // before the next tile's scores take their place
     }
     for (int e = 0; e < OWN; e++) {
-        int at = (e * LANES + LANE) * WIDTH;
-        for (int a = 0; a < n_queries && at < HEAD_V; a++) STORE(y + (size_t)a * h * HEAD_V + at, (1 / total[a]) * mixed[e][a]);
+        int at = e * LANES + LANE;
+        for (int a = 0; a < n_queries && at < HEAD_V; a++) y[(size_t)a * h * HEAD_V + at] = (1 / total[a]) * mixed[e][a];
     }
 }

@@ -1,0 +1,123 @@
+// One panel of weights, sixteen rows, by one tile of tokens: out[t][r] = W[r] . x[t]. Included once for each layout, which is
+// told by these macros; what a panel looks like in memory is told in backends/device/panels.py.
+//
+//      NAME      of the function              MINIMUM   value = scale * q - minimum, else scale * (q - OFFSET)
+//      BITS      of q: 4, 5 or 8              SUPER     scales and minima are bytes, to be multiplied by floats of 256 columns
+//      OFFSET    0 where there is a minimum   HALVES    a scale for each half of a block, as signed bytes
+//
+//                  16 rows             x, rounded to bytes: TOKENS tokens, a block of 32 columns in STRIDE ints for each
+//              +-------------+         +----------------------------+---+---------+-----+--------------------+
+//      block   | scales      |         | 8 x 4 columns              | d | d * sum | sum | sum of first half  |
+//      of 32   | (minima)    |         +----------------------------+---+---------+-----+--------------------+
+//      columns | 4 columns   |             |
+//              |    of each  |  <--- times 4 columns of x, the same for all rows: no sum across a register is ever needed
+//              |    ...      |
+//              +-------------+
+//
+// All in a block is whole numbers; it is scaled once, at its end: y += scale * d * (sum q*x) - minimum * d * (sum x).
+
+#ifndef HALVES
+#define HALVES 0
+#endif
+
+// 4 columns of LINES rows, 4*g + 16*side from the block's first one on; q points to the block's numbers, from our row on.
+HELPER rows_int JOINED(NAME, _four)(GLOBAL const uchar* q, int side, int g) {
+#if BITS == 8
+    rows_int four = *(GLOBAL const loose_rows_int*)(q + 64 * (4 * side + g));
+    return SIGNED ? four ^ (int)0x80808080 : four;
+#else
+    rows_int four = *(GLOBAL const loose_rows_int*)(q + 64 * g) >> (4 * side) & 0x0f0f0f0f;
+#if BITS == 5
+    rows_int fifth = *(GLOBAL const loose_rows_int*)(q + 256) >> (g + 4 * side);
+    four |= (fifth & 0x01010101) << 4;
+#endif
+    return four;
+#endif
+}
+
+#if SIGNED
+#define ACCUMULATE accumulate_signed
+#else
+#define ACCUMULATE accumulate
+#endif
+
+// `from`: the first of the LINES rows. A panel has n_blocks blocks.
+FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, int from, float* out) {
+    rows_float y[TOKENS];
+#if SUPER
+    rows_float large_scale = ALL(0), large_minimum = ALL(0);
+#endif
+    UNROLL for (int t = 0; t < TOKENS; t++) y[t] = (rows_float)ALL(0);
+
+    for (int b = 0; b < n_blocks; b++, x += STRIDE * TOKENS) {
+        GLOBAL const float* d = (GLOBAL const float*)x + 8 * TOKENS;
+        GLOBAL const float* scaled_sum = (GLOBAL const float*)x + 9 * TOKENS;
+        GLOBAL const int* sums = x + 10 * TOKENS;
+        GLOBAL const int* sums_of_half = x + 11 * TOKENS;
+#if SUPER
+        if (b % 8 == 0) {
+            large_scale = halves(w + 2 * from);
+            w += 32;
+#if MINIMUM
+            large_minimum = halves(w + 2 * from);
+            w += 32;
+#endif
+        }
+#endif
+#if HALVES
+        rows_float scale = large_scale;
+        rows_int small[2] = {small_chars(w + from), small_chars(w + 16 + from)}, total[TOKENS];
+        UNROLL for (int t = 0; t < TOKENS; t++) total[t] = (rows_int)ALL(0);
+        w += 32;
+#elif SUPER
+        rows_float scale = large_scale * small_bytes(w + from), minimum = large_minimum * small_bytes(w + 16 + from);
+        w += 32;
+#else
+        rows_float scale = halves(w + 2 * from);
+        w += 32;
+#if MINIMUM
+        rows_float minimum = -halves(w + 2 * from);
+        w += 32;
+#endif
+#endif
+        rows_int sum[TOKENS];
+        UNROLL for (int t = 0; t < TOKENS; t++) sum[t] = (rows_int)ALL(0);
+        UNROLL for (int side = 0; side < 2; side++) {
+            UNROLL for (int start_of_run = 0; start_of_run < 4; start_of_run += RUN) {
+                PART part[TOKENS];
+                UNROLL for (int t = 0; t < TOKENS; t++) part[t] = start(sum[t]);
+                UNROLL for (int g = start_of_run; g < start_of_run + RUN; g++) {
+                    rows_int q = JOINED(NAME, _four)(w + 4 * from, side, g);
+                    UNROLL for (int t = 0; t < TOKENS; t++) part[t] = ACCUMULATE(part[t], q, x[(4 * side + g) * TOKENS + t]);
+                }
+                UNROLL for (int t = 0; t < TOKENS; t++) sum[t] = finish(sum[t], part[t]);
+            }
+#if HALVES
+            UNROLL for (int t = 0; t < TOKENS; t++) {
+                total[t] += (sum[t] - OFFSET * (side ? sums[t] - sums_of_half[t] : sums_of_half[t])) * small[side];
+                sum[t] = (rows_int)ALL(0);
+            }
+#endif
+        }
+        w += 64 * (BITS == 8 ? 8 : BITS);
+        UNROLL for (int t = 0; t < TOKENS; t++) {
+#if HALVES
+            y[t] += rows_to_float(total[t]) * (scale * d[t]);
+#elif MINIMUM
+            y[t] += rows_to_float(sum[t]) * (scale * d[t]);
+            y[t] -= minimum * scaled_sum[t];
+#else
+            y[t] += rows_to_float(sum[t] - (SIGNED ? 0 : OFFSET) * sums[t]) * (scale * d[t]);
+#endif
+        }
+    }
+    UNROLL for (int t = 0; t < TOKENS; t++)
+        for (int r = 0; r < LINES; r++) out[16 * t + from + r] = y[t][r];
+}
+#undef ACCUMULATE
+#undef NAME
+#undef BITS
+#undef OFFSET
+#undef MINIMUM
+#undef SUPER
+#undef HALVES

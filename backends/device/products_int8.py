@@ -1,0 +1,110 @@
+"""Products on a CPU that multiplies integers: weights in panels, x rounded to bytes block by block, as llama.cpp has it.
+
+Up to three weights that read the same x are multiplied in one launch, with the norm before them and what follows in the same
+kernel. Which instructions it uses, `Limits.integers` tells; docs/from-readable-to-fast.md tells what each step has brought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+from .array import DeviceArray, PanelWeight, Part
+from .launch import Launch
+from .panels import ROWS, panel_bytes
+from .runtime import Limits, Memory
+
+TOKENS = 4  # of a tile: a group of weights is unpacked once for all of them. 3 to 6 are equally fast, on AVX-512 as on AVX2
+STRIDE = 12  # ints that a block of 32 columns of one token takes: 8 of columns, a scale, three sums
+SHARE = 1 << 16  # weights for a work-group, where there are many tokens: they stay in its innermost caches
+EPILOGUES = {"": 0, "add": 1, "swiglu": 2}
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is done to x first: multiplied by a norm's weight, after division by the root of its mean square."""
+
+    norm: DeviceArray
+    eps: float
+
+
+def room_bytes(limits: Limits, n_tokens: int, n: int) -> int:
+    """Of x rounded: once for each work-group that rounds the row of a single token, or in tiles of many."""
+    return max(_few(limits), -(-n_tokens // TOKENS) * TOKENS) * _row_bytes(n)
+
+
+def products(
+    limits: Limits,
+    x: DeviceArray,
+    weights: Sequence[PanelWeight],
+    ys: Sequence[DeviceArray],
+    room: Memory,
+    *,
+    before: Before | None = None,
+    residual: DeviceArray | None = None,
+    epilogue: Literal["", "add", "swiglu"] = "",
+) -> Iterator[Launch]:
+    """y = x W^T for each weight; with "add" residual + x W^T, with "swiglu" silu(x W0^T) * x W1^T in ys[0]."""
+    n_tokens, n = x.shape
+    tokens = 1 if n_tokens == 1 else TOKENS
+    norm: tuple[Memory, int, float] = (before.norm.memory, 1, before.eps) if before else (x.memory, 0, 0.0)
+    defines: dict[str, int | str] = {"LANES": 1, "TOKENS": tokens, f"INT8_{limits.integers.upper()}": 1}
+    if tokens > 1:
+        yield Launch(
+            source="product_int8.c",
+            kernel="round_int8",
+            args=(x.memory, norm[0], room, n, n_tokens, *norm[1:]),
+            groups=(-(-n_tokens // tokens),),
+            group_size=1,
+            defines=defines,
+        )
+    for three in _launched_together(weights, ys, epilogue):
+        n_panels = sum(-(-part.n_rows // ROWS) for _, part, _ in three) // (2 if epilogue == "swiglu" else 1)
+        n_groups = -(-n_panels * ROWS * n // SHARE)
+        share = -(-n_panels // (_few(limits) if n_tokens <= TOKENS else max(n_groups, _few(limits))))
+        told = [_told(weight, part, y) for weight, part, y in three]
+        told += [told[0][:2] + (0,) * 6] * (3 - len(told))  # a weight without panels
+        yield Launch(
+            source="product_int8.c",
+            kernel="product_int8",
+            args=(
+                *(x.memory, norm[0], (residual or x).memory, room),
+                *chain.from_iterable(told),
+                *(n, n_tokens, share, *norm[1:], EPILOGUES[epilogue]),
+            ),
+            groups=(-(-n_panels // share),),
+            group_size=1,
+            defines=defines,
+        )
+
+
+Set = tuple[PanelWeight, Part, DeviceArray]
+
+
+def _launched_together(weights: Sequence[PanelWeight], ys: Sequence[DeviceArray], epilogue: str) -> Iterator[list[Set]]:
+    """Three at a time; of a gated unit the two that belong together, whose parts have the same rows."""
+    if epilogue == "swiglu":
+        gate, up = weights
+        yield from ([(gate, a, ys[0]), (up, b, ys[0])] for a, b in zip(gate.parts, up.parts, strict=True))
+        return
+    sets = [(weight, part, y) for weight, y in zip(weights, ys, strict=True) for part in weight.parts]
+    yield from (sets[i : i + 3] for i in range(0, len(sets), 3))
+
+
+def _told(weight: PanelWeight, part: Part, y: DeviceArray) -> tuple[Memory | int, ...]:
+    m, n = weight.shape
+    return (
+        *(part.memory, y.memory, weight.layout.number, -(-part.n_rows // ROWS), panel_bytes(weight.layout, n)),
+        *(part.n_rows, part.first_row, m),
+    )
+
+
+def _few(limits: Limits) -> int:
+    """Work-groups for a product that is over soon: two for each core, so that one may be late."""
+    return 2 * limits.cores
+
+
+def _row_bytes(n: int) -> int:
+    return 4 * STRIDE * (n // 32)

@@ -1,0 +1,182 @@
+"""Products of 8-bit integers: every layout of panels, by every kind of instructions that this CPU has, alone and in fused ops.
+
+The truth is the formula in float64, of x rounded as the kernels are meant to round it: what is left is float32's own rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import ops
+from backends import Options
+from backends.conformance.blocks import weight
+from backends.device.array import DeviceWeight, PanelWeight
+from backends.device.panels import LAYOUTS
+from ops.errors import BackendError
+from ops.tensor import Tensor
+
+pytest.importorskip("pyopencl", reason="pyopencl is not installed: pip install -e '.[opencl]'")
+
+from backends.opencl import OpenCL, devices
+
+# float32 rounds by 2^-24 = 6e-8, in the square 4e-15, and some sums cancel. A scale, a sum or a byte in the wrong place is 1e-6
+# and more.
+NMSE = 1e-12
+
+
+@pytest.fixture(scope="module", params=list(devices.NEEDS))
+def backend(request: pytest.FixtureRequest) -> OpenCL:
+    try:
+        return OpenCL(Options(device_features=request.param))
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """Blocks of 32 columns, each number a multiple of its block's largest / 127. In float32 as the kernels do it, where ties
+    are decided."""
+    blocks = x.astype(np.float32).reshape(len(x), -1, 32)
+    largest = np.abs(blocks).max(axis=-1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    return (np.rint(blocks * inverse) * (largest.astype(np.float64) / 127)).reshape(x.shape)
+
+
+def drawn(name: str, m: int, n: int, seed: int = 0, scales: str = "usual") -> Tensor:
+    return weight(np.random.default_rng(seed), "w", (m, n), name, scales)
+
+
+def activations(n_tokens: int, n: int, seed: int = 1) -> np.ndarray:
+    """With one number in each row that is much larger than the others, as models have them."""
+    x = np.random.default_rng([seed, n_tokens]).standard_normal((n_tokens, n)).astype(np.float32)
+    x[np.arange(n_tokens), np.arange(n_tokens) * 7 % n] *= 50
+    return x
+
+
+def assert_close(ours: np.ndarray, right: np.ndarray) -> None:
+    assert ours.shape == right.shape
+    assert np.sum((ours - right) ** 2) <= NMSE * np.sum(right**2)
+
+
+def columns(name: str, blocks: int) -> int:
+    return LAYOUTS[name].columns * blocks
+
+
+@pytest.mark.parametrize("name", list(LAYOUTS))
+@pytest.mark.parametrize("n_tokens", [1, 2, 4, 5, 33])
+def test_products_are_those_of_rounded_x(backend, name, n_tokens):
+    for m, blocks, scales in ((1, 1, "usual"), (16, 3, "mixed"), (37, 2, "usual"), (130, 5, "mixed")):
+        w = drawn(name, m, columns(name, blocks), scales=scales)
+        x = activations(n_tokens, columns(name, blocks))
+        there = backend.resident(w, backend.form(w, "weight", ops.matmul))
+        assert isinstance(there, PanelWeight)
+        ours = backend.download(backend.kernel_of(ops.matmul)(backend.upload(x), there))
+        assert_close(ours, ops.matmul.formula(rounded(x), w))
+
+
+def apply(backend: OpenCL, op, operands: list, **attrs):
+    buffers = [
+        backend.resident(x, backend.form(x, "weight", op)) if isinstance(x, Tensor) else backend.upload(x) for x in operands
+    ]
+    results = backend.kernel_of(op)(*buffers, **attrs)
+    return [backend.download(r) for r in (results if isinstance(results, tuple) else (results,))]
+
+
+@pytest.mark.parametrize("n_tokens", [1, 3, 9])
+def test_fused_products(backend, n_tokens):
+    """Three formats in one launch; what is rounded is the normed x."""
+    n = 512
+    x, norm = activations(n_tokens, n), 1 + activations(1, n)[0] / 100
+    three = [drawn("Q4_K", 80, n, 1), drawn("Q8_0", 48, n, 2), drawn("Q6_K", 17, n, 3)]
+    for ours, w in zip(apply(backend, ops.qkv, [x, *three]), three, strict=True):
+        assert_close(ours, ops.matmul.formula(rounded(x), w))
+    normed = rounded(ops.rmsnorm.formula(x, norm, eps=1e-5))
+    for ours, w in zip(apply(backend, ops.norm_qkv, [x, norm, *three], eps=1e-5), three, strict=True):
+        near(ours, ops.matmul.formula(normed, w))
+    (ours,) = apply(backend, ops.norm_matmul, [x, norm, three[0]], eps=1e-5)
+    near(ours, ops.matmul.formula(normed, three[0]))
+    residual = activations(n_tokens, 80, 5)
+    (ours,) = apply(backend, ops.matmul_add, [x, three[0], residual])
+    assert_close(ours, residual + ops.matmul.formula(rounded(x), three[0]))
+    gate, up = drawn("Q4_0", 70, n, 6), drawn("Q5_1", 70, n, 7)
+    (ours,) = apply(backend, ops.norm_swiglu, [x, norm / 50, gate, up], eps=1e-5)
+    normed = rounded(ops.rmsnorm.formula(x, norm / 50, eps=1e-5))
+    near(ours, ops.swiglu.formula(ops.matmul.formula(normed, gate), ops.matmul.formula(normed, up)))
+
+
+def near(ours: np.ndarray, right: np.ndarray) -> None:
+    """Where x is normed first, float32 may round a number to the other side of a tie: a step of 127, for one x in thousands."""
+    assert np.sum((ours - right) ** 2) <= 1e-6 * np.sum(right**2)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 6])
+def test_formats_without_panels_beside_those_with(backend, n_tokens):
+    n = 256
+    x, norm = activations(n_tokens, n), 1 + activations(1, n)[0] / 100
+    three = [drawn("Q4_0", 40, n, 1), drawn("F16", 24, n, 2), drawn("Q2_K", 24, n, 3)]
+    assert isinstance(backend.resident(three[1], backend.form(three[1], "weight", ops.qkv)), DeviceWeight)
+    normed = ops.rmsnorm.formula(x.astype(np.float64), norm, eps=1e-5)
+    results = apply(backend, ops.norm_qkv, [x, norm, *three], eps=1e-5)
+    near(results[0], ops.matmul.formula(rounded(normed), three[0]))
+    for ours, w in zip(results[1:], three[1:], strict=True):
+        assert_close(ours, ops.matmul.formula(normed, w))
+    gate, up = drawn("Q4_0", 40, n, 6), drawn("F32", 40, n, 7)
+    (ours,) = apply(backend, ops.norm_swiglu, [x, norm / 50, gate, up], eps=1e-5)
+    normed = ops.rmsnorm.formula(x.astype(np.float64), norm / 50, eps=1e-5)
+    near(ours, ops.swiglu.formula(ops.matmul.formula(rounded(normed), gate), ops.matmul.formula(normed, up)))
+
+
+def test_a_weight_in_several_buffers(backend):
+    """As where a device refuses a buffer as large as the whole: here of two panels, so that there are five."""
+    small = OpenCL(backend.options)
+    small.runtime.limits = replace(small.runtime.limits, allocation=2 * 8 * 544)
+    x = activations(5, 256)
+    w = drawn("Q4_1", 150, 256)
+    there = small.panels(w)
+    assert [part.n_rows for part in there.parts] == [32, 32, 32, 32, 22]
+    assert_close(apply(small, ops.matmul, [x, w])[0], ops.matmul.formula(rounded(x), w))
+    gate, up = drawn("Q4_0", 150, 256, 1), drawn("Q5_1", 150, 256, 2)
+    (ours,) = apply(small, ops.norm_swiglu, [x, np.full(256, 0.02, np.float32), gate, up], eps=1e-5)
+    normed = rounded(ops.rmsnorm.formula(x, np.full(256, 0.02, np.float32), eps=1e-5))
+    near(ours, ops.swiglu.formula(ops.matmul.formula(normed, gate), ops.matmul.formula(normed, up)))
+
+
+def test_numbers_at_the_ends(backend):
+    """A block of zeros stays zeros; NaN and infinity show in every row that they have a part in, and in no other token."""
+    w = drawn("Q4_0", 20, 64)
+    x = activations(4, 64)
+    x[0] = 0
+    x[1, 40] = np.nan
+    x[2, 3] = np.inf
+    (ours,) = apply(backend, ops.matmul, [x, w])
+    assert not ours[0].any()
+    assert not np.isfinite(ours[1:3]).any()
+    assert_close(ours[3:], ops.matmul.formula(rounded(x[3:]), w))
+
+
+def test_what_a_cpu_lacks_is_told(monkeypatch):
+    monkeypatch.setattr(devices, "cpu_flags", lambda: frozenset({"avx2", "fma"}))
+    with pytest.raises(BackendError, match="--device-features avx2: this CPU lacks f16c; cpu takes what it has"):
+        OpenCL(Options(device_features="avx2"))
+    assert OpenCL(Options(device_features="cpu")).runtime.limits.integers == "portable"
+
+
+def test_precise_and_not_repacked():
+    """Both keep x in float32 and the weight in the blocks of its file."""
+    w = drawn("Q4_0", 20, 64)
+    for options in (Options(precise=True), Options(repack=False)):
+        backend = OpenCL(options)
+        assert backend.form(w, "weight", ops.matmul) == "weight"
+        x = activations(3, 64)
+        assert_close(apply(backend, ops.matmul, [x, w])[0], ops.matmul.formula(x.astype(np.float64), w))
+
+
+def test_rows_of_a_table_are_read_from_its_blocks():
+    """A tied table is there twice: in panels for the product, in the file's blocks for the embedding."""
+    backend = OpenCL()
+    w = drawn("Q8_0", 40, 64)
+    assert backend.form(w, "weight", ops.embedding) == "weight"
+    assert backend.resident_bytes(w, "weight") == w.nbytes
+    assert backend.resident_bytes(w, backend.form(w, "weight", ops.norm_matmul)) == 3 * 2 * 544  # 48 rows
