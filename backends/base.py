@@ -73,6 +73,7 @@ class Options:
     precise: bool = False  # True: activations stay in float32 where the backend would round them to 8 bits
     repack: bool = True  # False: weights stay as they are mapped where the backend would lay them out anew
     panels_folder: Path | None = None  # where weights laid out anew are kept for the next start; None: nowhere
+    tuning_file: Path | None = None  # where it is kept what a device was found to be fastest with; None: it is not measured
 
 
 @dataclass(frozen=True)

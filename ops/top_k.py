@@ -8,7 +8,7 @@ from .op import Array, op
 
 @op("x[T, n] -> values[T, k], ids:int[T, k]", flops="T*n", where="k <= n")
 def top_k(x: Array, *, k: int) -> tuple[Array, Array]:
-    """values[t, i] = x[t, ids[t, i]]: the k largest of a row, largest first, of equal ones the lower id first; NaN is above all."""
+    """values[t] = x[t, ids[t]]: the k largest of a row, the largest first, of equal ones the lower id. NaN is above all."""
     ids = np.stack([_largest(row, k) for row in x])
     return np.take_along_axis(x, ids, axis=1), ids
 

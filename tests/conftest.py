@@ -24,9 +24,13 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def panels_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Repacked weights are kept as for a user, but not among the user's: also by the programs that tests start."""
+    """Repacked weights are kept as for a user, but not among the user's: also by the programs that tests start.
+
+    No device is tuned, which would take seconds.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINYLLAMA_PANELS", str(tmp_path_factory.mktemp("panels")))
+        patch.setenv("TINYLLAMA_TUNING", "")
         yield
 
 

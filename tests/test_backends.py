@@ -65,7 +65,7 @@ def _centred(x, weight, bias, *, eps):
     return (size + size.mean(axis=1, keepdims=True)) / spread * np.abs(weight) + np.abs(bias)
 
 
-@pytest.mark.parametrize("name", sorted(name for name, op in OPS.items() if NUMPY.kernel_of(op)))
+@pytest.mark.parametrize("name", sorted(name for name, op in OPS.items() if NUMPY.kernel_of(op) and op is not ops.top_k))
 def test_kernel_agrees_with_the_float64_formula(name):
     op, attrs = OPS[name], ATTRS.get(name, {})
 

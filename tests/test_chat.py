@@ -434,8 +434,8 @@ def test_the_second_turn_reads_only_what_is_new(smollm2: Path, monkeypatch: pyte
     model = Model.load(smollm2, backend="numpy", n_ctx=512)
     session = ChatSession(model, system="Answer in one short sentence.", sampling=Sampling(temp=0), n_predict=24)
     read: list[int] = []
-    evaluate = session.context.eval
-    monkeypatch.setattr(session.context, "eval", lambda tokens, *a, **k: read.append(len(tokens)) or evaluate(tokens, *a, **k))
+    evaluate = session.context.eval_top
+    monkeypatch.setattr(session.context, "eval_top", lambda x, *a, **k: read.append(len(x)) or evaluate(x, *a, **k))
     first = "".join(session.say("What is the capital of France?"))
     assert "Paris" in first  # as an atlas says
     assert session.stop_reason == "end"

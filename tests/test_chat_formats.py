@@ -189,7 +189,7 @@ def test_a_template_of_ones_own_and_an_end_of_ones_own(tiny):
 def test_a_formats_stop_text_ends_a_reply(tiny, mark, monkeypatch):
     """The model is made to write its answer, then the next instruction by itself, a token at a time."""
     wanted = tiny.tokenize("a thing." + mark + "and more", add_bos=False)
-    monkeypatch.setattr("tinyllama.sampling.Sampler.sample", lambda self, logits: wanted.pop(0))
+    monkeypatch.setattr("tinyllama.sampling.Sampler.sample", lambda self, *logits: wanted.pop(0))
     session = ChatSession(tiny, chat_template="alpaca", n_predict=len(wanted))
     assert "".join(session.say("Name one")).strip(" ") == "a thing."
     assert session.stop_reason == "stop"

@@ -32,6 +32,7 @@ ATTRS = {
     "causal_mask": {"scale": 0.3},
     "attention": {"scale": 0.3},
     "split_heads": {"h": 4},
+    "top_k": {"k": 2},
     "norm_matmul": {"eps": 1e-5},
     "norm_qkv": {"eps": 1e-5},
     "norm_swiglu": {"eps": 1e-5},

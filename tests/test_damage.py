@@ -21,7 +21,7 @@ def use(path: Path, **settings: Any) -> None:
     told = ""
     tracemalloc.start()
     try:
-        model = Model.load(path, backend="numpy", **settings)
+        model = Model.load(path, **{"backend": "numpy", **settings})
         list(model.generate("Hello world", n_predict=2, seed=1))
         model.detokenize(model.tokenize("<s> ½ 🦙", add_bos=True), special=True)
     except TinyLlamaError as error:

@@ -52,7 +52,7 @@ def test_stop_texts_end_a_text_wherever_tokens_split_them(pieces, stops):
         if found := [text.index(stop) for stop in stops if stop in text]:
             expected, reason, used = text[: min(found)], "stop", n
             break
-    with patch.object(Sampler, "sample", lambda sampler, logits: waiting.pop(0)):
+    with patch.object(Sampler, "sample", lambda sampler, *logits: waiting.pop(0)):
         generation = tiny().generate("x", n_predict=len(pieces), stop=stops)
         assert ("".join(generation), generation.stop_reason, len(generation.tokens)) == (expected, reason, used)
 
@@ -71,7 +71,7 @@ def run(monkeypatch: pytest.MonkeyPatch, stdin: str, turns: list[str], *flags: s
         waiting[:] = turns[len(read) - 1]
         return generate(model, prompt, **options)
 
-    def sample(sampler: Sampler, logits: object) -> int:
+    def sample(sampler: Sampler, *logits: object) -> int:
         char = waiting.pop(0)
         return 2 if char == "$" else 3 + ord(char)  # of the tiny vocabulary: </s>, and the first of the 256 bytes
 

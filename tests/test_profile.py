@@ -46,7 +46,7 @@ def columns(table: str, op: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("compute", "memory", "told"),
-    [(0.7, 0.3, "compute"), (0.3, 0.7, "memory"), (0, 1.2, "memory"), (0.19, 0.1, "neither"), (0.2, 0.1, "compute"), (0, 0, "")],
+    [(0.7, 0.3, "compute"), (0.2, 0.1, "compute"), (0.3, 0.7, "memory"), (0, 2, "memory"), (0.19, 0.1, "neither"), (0, 0, "")],
 )
 def test_the_nearer_peak_is_the_bound(compute, memory, told):
     assert bound(compute, memory) == told
@@ -140,6 +140,11 @@ def test_a_peak_is_what_the_product_did_in_its_time(a_second_each):
     assert measure_peak(Numpy(Options(n_threads=1))) == Peak(
         floats=2 * 512 * 2048 * 2048, integers=None, bytes=4 * (8192 * 4096 + 4096 + 8192)
     )
+
+
+def test_a_small_device_is_measured_with_what_it_holds(a_second_each):
+    """The pretended one has 64 MiB: half of them are 2,048 rows of 4,096 floats."""
+    assert measure_peak(Pretend()).bytes == 4 * (2048 * 4096 + 4096 + 2048)
 
 
 def test_integers_have_a_peak_of_their_own(monkeypatch):

@@ -20,7 +20,7 @@ from ops.tensor import Tensor
 
 from .offload import Placement
 
-FEW = 4096  # numbers of which the largest are found for a start, as many as all kernels take part in
+FEW = 4096  # numbers of which the largest is sought to warm up: so many take every kernel that a vocabulary takes
 
 
 class Executor:
@@ -45,9 +45,7 @@ class Executor:
             if name in part.leaves:
                 plan.rebind(name, buffer)
 
-    def step(
-        self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None, *, top: int = 0
-    ) -> list[NDArray[Any]]:
+    def step(self, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None, *, top: int = 0) -> list[NDArray[Any]]:
         """Run all nodes once; the graph's outputs as arrays on the host.
 
         top: instead of the last output the `top` largest numbers of its rows, and their places there, as `ops.top_k` has them.
@@ -69,9 +67,10 @@ class Executor:
         for backend, _, plan in self._segments:
             with telling(backend, "when it was warmed up"):
                 plan.warm_up(progress)
-        with telling(backend, "when it was warmed up"):
-            few = backend.allocate((1, FEW), np.float32)
-            Reduction(backend, self._outputs[-1], few, 1)(few)
+        last, _, _ = self._segments[-1]
+        with telling(last, "when it was warmed up"):
+            few = last.allocate((1, FEW), np.float32)
+            Reduction(last, self._outputs[-1], few, 1)(few)
 
     def _reduce(self, backend: Backend, name: str, buffer: Buffer, k: int) -> Reduction:
         if self._reduction is None or not self._reduction.fits(buffer, k):

@@ -30,7 +30,7 @@ from .models import find
 from .offload import Placement
 from .sampling import Sampling
 from .tokenizer import Tokenizer
-from .wish import Wish, one_device, panels_folder
+from .wish import Wish, one_device, panels_folder, tuning_file
 
 
 class Model:
@@ -115,6 +115,7 @@ class Model:
             precise=precise,
             repack=repack,
             panels_folder=panels_folder() if repack and not isinstance(backend, Backend) else None,
+            tuning_file=tuning_file() if not isinstance(backend, Backend) else None,
         )
         wish = Wish.of(backend, options, n_gpu_layers, layers)
         path = find(name_or_path)

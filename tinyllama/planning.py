@@ -25,6 +25,7 @@ from backends.registry import get_backend
 from ops.errors import BackendError
 from ops.graph import Graph
 from ops.op import Op
+from ops.tensor import MadeRows
 
 from .build import Built, build
 from .checks import whole_number
@@ -146,11 +147,23 @@ class MemoryPlan:
             mapped=mapped,
             program=program_bytes(self.file, tokenizer),
             device=sum(
-                needs.total + beside
+                needs.total - self._tables(device) + beside
                 for device, needs in self.demand.on_devices(self.placement).items()
                 if (beside := device.beside_buffers()) is not None
             ),
         )
+
+    def _tables(self, device: Backend) -> int:
+        """Bytes that a device which computes in this memory has mapped and hardly reads: tables of which it takes a few rows."""
+        built = self.demand.built
+        parts = [part for backend, part in self.placement.parts(built.graph) if backend is device]
+        forms: dict[tuple[str, str], bool] = {}  # is only looked up
+        for node in (node for part in parts for node in device.fused(part).nodes):
+            for value, operand in zip(node.inputs, node.op.inputs, strict=True):
+                if (tensor := built.leaves.get(value.name)) is not None and not isinstance(tensor.data, MadeRows):
+                    key = value.name, device.form(tensor, value.dtype, node.op)
+                    forms[key] = forms.get(key, True) and operand.name in node.op.touches
+        return sum(device.resident_bytes(built.leaves[name], form) for (name, form), looked_up in forms.items() if looked_up)
 
     def kv_bytes(self, type: str) -> int:
         """Of all layers, in f16 or f32."""

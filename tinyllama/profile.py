@@ -32,7 +32,7 @@ class Kind:
     backend: Backend
     op: str
     by: str  # "kernel", or "host" where the formula computes it
-    arithmetic: str  # "int8" where x is rounded to 8 bits and multiplied so, else "float"; "" where nothing is computed
+    arithmetic: str  # "int8" if x is rounded to 8 bits for all its weights, else "float"; "" where nothing is computed
 
 
 @dataclass

@@ -119,7 +119,7 @@ class Sampler:
 
     @property
     def n_largest(self) -> int:
-        """So many of the largest logits are all that the next token depends on, whatever the others are; 0: it needs them all."""
+        """So many of the largest logits are all that the next token depends on; 0: it depends on all logits."""
         s = self.sampling
         if s.logit_bias or (self._last.maxlen != 0 and _penalises(s)):
             return 0

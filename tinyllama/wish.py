@@ -88,11 +88,23 @@ def panels_folder() -> Path | None:
 
     None if that variable is empty, or there is no home folder.
     """
-    own = os.environ.get("TINYLLAMA_PANELS")
+    return _kept("panels", "TINYLLAMA_PANELS")
+
+
+def tuning_file() -> Path | None:
+    """Where it is kept what devices were found to be fastest with: TINYLLAMA_TUNING, else `tuning.json` beside the panels.
+
+    None, and so not measured, if that variable is empty, or there is no home folder.
+    """
+    return _kept("tuning.json", "TINYLLAMA_TUNING")
+
+
+def _kept(name: str, variable: str) -> Path | None:
+    own = os.environ.get(variable)
     if own is not None:
         return Path(own) if own else None
     try:
-        return cache_folder() / "panels"
+        return cache_folder() / name
     except FetchError:
         return None
 

@@ -1,6 +1,6 @@
 """Products that round x to 8 bits: how far from the formula, which does not, they may be.
 
-A backend that says so (`Backend.rounding`) takes x in blocks, each number as a multiple of d = (the largest of its block) / 127.
+A backend that says so (`Backend.rounding`) takes x in blocks, each number as a multiple of d, its block's largest number / 127.
 So a number is off by d/2 at most, and by d^2 / 12 in the mean square, as whatever is rounded to steps of d. What comes of that:
 
     y = sum over i of w_i * x_i     is off by at most    sum |w_i| * d_i / 2        each element

@@ -32,7 +32,7 @@ MANY = {
 }  # fmt: skip
 ONE = {**FEW, "T": 1, "S": 37, "C": 40}  # what has kernels of its own for a single token: x rounded on the way, keys in parts
 OF_ONE = {"attention", *(op.name for op in MULTIPLIED)}
-ATTRS = ({"eps": 1e-5, "scale": 0.3, "neox": False}, {"eps": 1e-5, "scale": 0.3, "neox": True})
+ATTRS = ({"eps": 1e-5, "scale": 0.3, "neox": False, "k": 2}, {"eps": 1e-5, "scale": 0.3, "neox": True, "k": 37})
 SMALL_GROUP, LARGE_GROUP = 8, 256  # work-items: tiles of 8 rows and tokens, and of 64
 
 
@@ -89,6 +89,8 @@ def _cases(op: Op) -> Iterator[Case]:
         yield Case(op.name, *many, start=MANY["S"] - MANY["T"], path="plan", **kind)
         if op.name in OF_ONE:
             yield Case(op.name, *_sizes(op, ONE, dtype, 0), start=ONE["S"] - ONE["T"], **kind)
+        if op.name == "top_k":  # with lists to be merged
+            yield Case(op.name, {"T": 1, "n": 1100}, {"k": 3}, path="plan")
         if i == 0:
             yield Case(op.name, *few, start=FEW["S"] - FEW["T"], path="plan", **kind)
             yield Case(op.name, *many, start=MANY["S"] - MANY["T"], **kind)

@@ -42,8 +42,9 @@ MAGNITUDES = (1.0, 1e-6, 1e-3, 0.1, 3.0, 10.0, 30.0, 100.0, 1e4)
 SHARPNESS = (1.0, 0.1, 3.0, 10.0, 100.0, 3000.0)  # of scores after `scale`
 ATTRS: dict[str, tuple[Any, ...]] = {
     "eps": (1e-5, 1e-6, 1e-3, 0.1), "neox": (False, True), "h": (1, 2, 3, 4, 7, 8, 9, 32), "scale": SHARPNESS,
+    "k": (1, 2, 3, 7, 40, 64, 128, 257, 300),
 }  # fmt: skip
-MORE_VALUES = {"softmax": (MASKED,), "layernorm": (SHIFTED,)}
+MORE_VALUES = {"softmax": (MASKED,), "top_k": (MASKED,), "layernorm": (SHIFTED,)}
 BY_TYPE: dict[str, tuple[Any, ...]] = {"float": (1.0, 0.3, -2.0), "bool": (False, True), "int": (1, 2, 3, 7)}
 KV = {"float32": "f32", "float16": "f16"}  # dtypes of caches, as checks are named after them
 BEFORE = {"e": "d", "b": "a", "c": "b"}  # products with these sizes come one after the other: their work is not multiplied

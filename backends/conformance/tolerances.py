@@ -175,6 +175,7 @@ TOLERANCES: dict[str, Tolerance] = {  # by op, or by op.output
     "split_heads": COPY,
     "merge_heads": COPY,
     "kv_write": COPY,
+    "top_k": COPY,
     "add": ONE,
     "mul": ONE,
     "add_bias": ONE,

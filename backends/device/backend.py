@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
+from threading import Lock
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -15,15 +17,15 @@ from ops.graph import Graph
 from ops.op import Op
 from ops.tensor import MadeRows, Tensor
 
-from ..base import Backend, Buffer, Options, Plan
+from ..base import Backend, Buffer, Options, Plan, Progress
 from ..pages import let_go
-from . import attention, launches, products, top_k  # noqa: F401  (they fill the table)
+from . import attention, launches, products, top_k, tuning  # noqa: F401  (they fill the table)
 from .array import DeviceArray, DeviceWeight, PanelWeight, Part
 from .launch import ROOMS, TABLE, Launch, covers
 from .panel_store import PanelStore
 from .panels import LAYOUTS, ROWS, Bytes, Layout, layout_of, pack_tensor, packed_bytes, panel_bytes
 from .plan import DevicePlan, scratch_bytes
-from .runtime import Memory, Runtime
+from .runtime import Memory, Runtime, Tuning
 
 Operand = DeviceArray | DeviceWeight | PanelWeight
 PANELS = "panels"  # the form of a weight that is multiplied by integers
@@ -39,11 +41,44 @@ class DeviceBackend(Backend):
         super().__init__(options)
         self.runtime = runtime
         self._kept = PanelStore(self.options.panels_folder)
+        self._tuning_lock = Lock()
+        self.tuned: Tuning | None = None  # what the device was found to be fastest with, now or earlier
+        if file := self.options.tuning_file:
+            self._use(tuning.kept(file, runtime.limits))
 
     def describe(self) -> str:
         limits = self.runtime.limits
         how = f", products of 8-bit integers by {TOLD[limits.integers]}" if limits.integers else ""
         return f"{self.name} on {limits.name}, kernels for a {limits.kind.upper()}{how}"
+
+    # What it is fastest with
+
+    def tune(self, progress: Progress, *, anew: bool = False) -> list[tuning.Answer]:
+        """Measure the sizes with which products are fast, keep them for this device, and use them from now on.
+
+        What was measured; nothing if it is known, or has no place to be kept, unless it is wanted anew. A device that has no
+        memory left for it is not tuned. Plans go on with what they have bound.
+        """
+        file = self.options.tuning_file
+        with self._tuning_lock:
+            if not anew and (file is None or self.tuned):
+                return []
+            try:
+                answers = tuning.measure(self, progress)
+            except BackendError:
+                if anew:
+                    raise
+                return []
+            if answers:
+                self._use(tuning.of(answers))
+                if file and self.tuned:
+                    tuning.keep(file, self.runtime.limits, self.tuned)
+            return answers
+
+    def _use(self, tuned: Tuning | None) -> None:
+        self.tuned = tuned
+        if tuned:
+            self.runtime.limits = replace(self.runtime.limits, tuning=tuned)
 
     # Where arrays live
 

@@ -70,6 +70,7 @@ class DevicePlan:
 
     def warm_up(self, progress: Progress) -> None:
         """Bring the weights to the device, and compile each kernel that steps of one token and of many will want."""
+        self._backend.tune(progress)
         self._bring_weights(progress)
         todo: dict[tuple[Any, ...], tuple[int, Arrays, Launch]] = {}
         for n_tokens in sorted({1, self._largest["T"]}):

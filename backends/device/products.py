@@ -19,10 +19,6 @@ from .runtime import Limits, Memory
 Weight = DeviceWeight | PanelWeight
 Rooms = Sequence[Memory]
 
-# Up to so many tokens, unpacking the weights again for each token is faster than bringing them into a form that serves many.
-# Measured with PoCL on two cores of a Xeon (AVX-512), 1536 x 768: matvec takes 0.06 ms a token in Q4_1, 0.09 in Q6_K, 0.11 in
-# F32; matmul_panel 0.35 to 0.45 ms for 1 to 12 tokens in any format. On a GPU nothing was measured.
-FEW = 4
 SHARE = 1 << 16  # weights for a work-group of a CPU: some 10 microseconds of work, and enough groups for all cores
 
 
@@ -134,7 +130,7 @@ def _by_floats(limits: Limits, x: DeviceArray, weight: DeviceWeight, y: DeviceAr
         yield from limits.library.launches(x, weight, y)
         return
     for part in weight.parts:
-        if x.shape[0] <= FEW:
+        if x.shape[0] <= limits.tuning.few:
             yield _matvec(limits, x, weight, part, y)
         elif limits.kind == "cpu":
             yield _panel(x, weight, part, y)
@@ -192,8 +188,8 @@ def _panel(x: DeviceArray, weight: DeviceWeight, part: Part, y: DeviceArray) -> 
 
 def _tile(limits: Limits, x: DeviceArray, weight: DeviceWeight, part: Part, y: DeviceArray) -> Launch:
     n_tokens = x.shape[0]
-    fitting = (t for t in (64, 32, 16, 8) if t * t // 16 <= limits.group_size and _tile_bytes(t) <= limits.local_memory)
-    tile = next(fitting, 4)
+    sizes = (t for t in (64, 32, 16, 8) if t <= limits.tuning.tile)
+    tile = next((t for t in sizes if t * t // 16 <= limits.group_size and _tile_bytes(t) <= limits.local_memory), 4)
     return Launch(
         source="matmul_tile.c",
         kernel="matmul_tile",

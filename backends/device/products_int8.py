@@ -14,9 +14,8 @@ from typing import Literal
 from .array import DeviceArray, PanelWeight, Part
 from .launch import Launch
 from .panels import ROWS, panel_bytes
-from .runtime import Limits, Memory
+from .runtime import CANDIDATES, Limits, Memory
 
-TOKENS = 4  # of a tile: a group of weights is unpacked once for all of them. 3 to 6 are equally fast, on AVX-512 as on AVX2
 STRIDE = 12  # ints that a block of 32 columns of one token takes: 8 of columns, a scale, three sums
 SHARE = 1 << 16  # weights for a work-group, where there are many tokens: they stay in its innermost caches
 EPILOGUES = {"": 0, "add": 1, "swiglu": 2}
@@ -31,8 +30,12 @@ class Before:
 
 
 def room_bytes(limits: Limits, n_tokens: int, n: int) -> int:
-    """Of x rounded: once for each work-group that rounds the row of a single token, or in tiles of many."""
-    return max(_few(limits), -(-n_tokens // TOKENS) * TOKENS) * _row_bytes(n)
+    """Of x rounded: once for each work-group that rounds the row of a single token, or in tiles of many.
+
+    It is enough for any tuning, since another one may be found while a plan keeps this room.
+    """
+    groups, tokens = max(CANDIDATES["groups"]), max(CANDIDATES["tokens"])
+    return max(groups * limits.cores, n_tokens + tokens - 1) * _row_bytes(n)
 
 
 def products(
@@ -48,7 +51,8 @@ def products(
 ) -> Iterator[Launch]:
     """y = x W^T for each weight; with "add" residual + x W^T, with "swiglu" silu(x W0^T) * x W1^T in ys[0]."""
     n_tokens, n = x.shape
-    tokens = 1 if n_tokens == 1 else TOKENS
+    tokens = n_tokens if n_tokens <= 2 else limits.tuning.tokens  # two in a larger tile would take longer than one by one
+    few = limits.tuning.groups * limits.cores  # work-groups for a product that is over soon
     norm: tuple[Memory, int, float] = (before.norm.memory, 1, before.eps) if before else (x.memory, 0, 0.0)
     defines: dict[str, int | str] = {"LANES": 1, "TOKENS": tokens, f"INT8_{limits.integers.upper()}": 1}
     if tokens > 1:
@@ -63,7 +67,7 @@ def products(
     for three in _launched_together(weights, ys, epilogue):
         n_panels = sum(-(-part.n_rows // ROWS) for _, part, _ in three) // (2 if epilogue == "swiglu" else 1)
         n_groups = -(-n_panels * ROWS * n // SHARE)
-        share = -(-n_panels // (_few(limits) if n_tokens <= TOKENS else max(n_groups, _few(limits))))
+        share = -(-n_panels // (few if n_tokens <= tokens else max(n_groups, few)))
         told = [_told(weight, part, y) for weight, part, y in three]
         told += [told[0][:2] + (0,) * 6] * (3 - len(told))  # a weight without panels
         yield Launch(
@@ -99,11 +103,6 @@ def _told(weight: PanelWeight, part: Part, y: DeviceArray) -> tuple[Memory | int
         *(part.memory, y.memory, weight.layout.number, -(-part.n_rows // ROWS), panel_bytes(weight.layout, n)),
         *(part.n_rows, part.first_row, m),
     )
-
-
-def _few(limits: Limits) -> int:
-    """Work-groups for a product that is over soon: two for each core, so that one may be late."""
-    return 2 * limits.cores
 
 
 def _row_bytes(n: int) -> int:

@@ -33,6 +33,32 @@ class Library(Protocol):
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """Sizes with which products are fast. Which ones are best depends on the device, and `tuning.py` measures it.
+
+    Measured and not tuned, since it made no difference with PoCL on AVX-512, AVX2 and portable C: the weights of a work-group
+    where tokens are many (2^14 to 2^18), and tiles of 3 tokens. How many tokens a CPU takes one by one depends on the weights'
+    format (2 in Q3_K, 12 in F16) more than on the CPU.
+    """
+
+    # Of a tile of integer products: a group of weights is unpacked once for all. With AVX2, tiles of 8 took 5% less time for
+    # 128 tokens, and twice as much for 4
+    tokens: int = 4
+    # Of an integer product that is over soon, for each core, so that one may be late. With 4 a token took 4% longer, with 1 in
+    # quiet times 3% less
+    groups: int = 2
+    # Up to so many tokens, unpacking the weights again for each of them is faster than bringing them into a form that serves
+    # many. PoCL, 1536 x 768 on two cores: matvec takes 0.06 ms a token in Q4_1, 0.09 in Q6_K, 0.11 in F32; matmul_panel 0.35 to
+    # 0.45 ms for 1 to 12 tokens in any format. With the kernels for GPUs, 6 to 24 tokens took a third less time with 16
+    few: int = 4
+    tile: int = 64  # tokens and rows of a tile on a GPU, at most: as many as it has room for. With PoCL 32 took 10% less time
+
+
+# Among which it chooses. The default is in each.
+CANDIDATES = {"tokens": (4, 6, 8), "groups": (1, 2, 3, 4), "few": (4, 8, 16, 32), "tile": (64, 32, 16, 8)}
+
+
+@dataclass(frozen=True)
 class Limits:
     """What a device can do, asked of its driver."""
 
@@ -45,6 +71,8 @@ class Limits:
     cores: int = 1  # that compute at once, each a work-group
     integers: Integers = ""  # a CPU multiplies quantised weights by x rounded to bytes, with these instructions; "": by floats
     library: Library | None = None
+    driver: str = ""  # its name and version
+    tuning: Tuning = Tuning()
 
 
 class Memory:

@@ -36,12 +36,16 @@ def _rooms(limits: Limits, x: Shape, values: Shape, ids: Shape, *, k: int) -> li
 def top_k(
     limits: Limits, x: DeviceArray, values: DeviceArray, ids: DeviceArray, *, k: int, rooms: Sequence[Memory]
 ) -> Iterator[Launch]:
-    (rows, n), spans = x.shape, _spans(limits, x.shape[1])
-    lists = [*zip(rooms[::2], rooms[1::2], strict=False)][: len(spans) - 1] + [(values.memory, ids.memory)]
-    yield _launch(limits, "best_of_span", (x.memory, *lists[0], n, spans[0], k), (-(-n // spans[0]), rows))
-    for i in range(1, len(spans)):
-        args = (*lists[i - 1], *lists[i], n, spans[i - 1], spans[i], k)
-        yield _launch(limits, "merge", args, (-(-n // spans[i - 1]), rows))
+    rows, n = x.shape
+    read: tuple[Memory, ...] = (x.memory,)
+    narrower = 0
+    for i, span in enumerate(_spans(limits, n)):
+        made = (values.memory, ids.memory) if span >= n else (rooms[2 * i], rooms[2 * i + 1])
+        if i == 0:
+            yield _launch(limits, "best_of_span", (*read, *made, n, span, k), (-(-n // span), rows))
+        else:
+            yield _launch(limits, "merge", (*read, *made, n, narrower, span, k), (-(-n // narrower), rows))
+        read, narrower = made, span
 
 
 def _launch(limits: Limits, kernel: str, args: tuple[Memory | int, ...], groups: tuple[int, int]) -> Launch:

@@ -137,5 +137,6 @@ def limits(device: Any, options: Options) -> Limits:
         memory=device.global_mem_size,
         cores=device.max_compute_units,
         integers="" if options.precise or not options.repack else integers,
+        driver=told(device).driver,
     )
     return asked if options.device_memory is None else replace(asked, memory=min(options.device_memory, asked.memory))

@@ -56,9 +56,9 @@ KERNEL void best_of_span(GLOBAL const float* x, GLOBAL float* values, GLOBAL int
         if (count == 16 * RUN) {
             ints below = load_floats(x + i) < bound;
             UNROLL for (int j = 1; j < RUN; j++) below &= load_floats(x + i + 16 * j) < bound;
-            int8 eight = below.lo & below.hi;
-            int4 four = eight.lo & eight.hi;
-            if (four.x & four.y & four.z & four.w) continue;
+            const int4* part = (const int4*)&below;
+            int4 all = part[0] & part[1] & part[2] & part[3];
+            if (all.x & all.y & all.z & all.w) continue;
         }
         for (int j = i; j < i + count; j++)
             if (!(x[j] < bound)) held = offer(values, ids, held, kept, x[j], j);  // NaN is below nothing
