@@ -1,4 +1,4 @@
-"""A backend over any library that follows the Python array API standard: every op, in the standard's functions only.
+"""A backend over any library that follows the Python array API standard: all ops of a model, in the standard's functions only.
 
 https://data-apis.org/array-api: what numpy, PyTorch, CuPy, dask and others agree on. Nothing here knows which of them computes.
 This is about the least that a complete backend is. `backends.array_api:Strict` runs it on array-api-strict, which refuses

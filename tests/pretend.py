@@ -124,8 +124,8 @@ class Pretend(Backend):
         def run(*operands, **attrs):
             if op.name == self.fails_at:
                 raise DriverError("the device\nwas lost")
-            result = op.formula(*(x.content for x in operands), **attrs)
-            return Memory(result, result.shape, result.nbytes)
+            results = op.results(op.formula(*(x.content for x in operands), **attrs))
+            return op.returned([Memory(result, result.shape, result.nbytes) for result in results])
 
         return run
 

@@ -37,6 +37,7 @@ class Executor:
             self._segments.append((backend, part, plan))
         self._outputs = [v.name for v in graph.outputs]
         self._inputs = [[name for name in part.leaves if name not in leaves] for _, part, _ in self._segments]
+        self._sizes = sizes
         self._reduction: Reduction | None = None  # the last one asked for
 
     def rebind(self, name: str, buffer: Buffer) -> None:
@@ -49,6 +50,7 @@ class Executor:
         """Run all nodes once; the graph's outputs as arrays on the host.
 
         top: instead of the last output the `top` largest numbers of its rows, and their places there, as `ops.top_k` has them.
+        This is no part of the graph, and `observe` is not told of it.
         """
         values, largest = dict(inputs), []
         with np.errstate(all="ignore"):  # a damaged weight's NaN shows in the logits; a warning would not say where
@@ -57,7 +59,7 @@ class Executor:
                     outputs = plan({name: values[name] for name in names}, observe)
                     for value, buffer in zip(part.outputs, outputs, strict=True):
                         if top and value.name == self._outputs[-1]:
-                            largest = self._reduce(backend, value.name, buffer, top)(buffer, observe)
+                            largest = self._reduce(backend, value.name, buffer, top)(buffer)
                         else:
                             values[value.name] = backend.download(buffer)
         return [values[name] for name in self._outputs[: -1 if top else None]] + largest
@@ -70,33 +72,33 @@ class Executor:
         last, _, _ = self._segments[-1]
         with telling(last, "when it was warmed up"):
             few = last.allocate((1, FEW), np.float32)
-            Reduction(last, self._outputs[-1], few, 1)(few)
+            Reduction(last, self._outputs[-1], few, 1, self._sizes)(few)
 
     def _reduce(self, backend: Backend, name: str, buffer: Buffer, k: int) -> Reduction:
         if self._reduction is None or not self._reduction.fits(buffer, k):
             self._reduction = None  # before the new one: both may not fit
-            self._reduction = Reduction(backend, name, buffer, k)
+            self._reduction = Reduction(backend, name, buffer, k, self._sizes)
         return self._reduction
 
 
 class Reduction:
     """The k largest numbers of each row of an output, found where it lies: a plan of one node, bound to the output's buffer."""
 
-    def __init__(self, backend: Backend, name: str, output: Buffer, k: int) -> None:
+    def __init__(self, backend: Backend, name: str, output: Buffer, k: int, sizes: Mapping[str, int]) -> None:
         self._backend, self._name, self._bound = backend, name, output
         self._wanted = (k, tuple(output.shape))
         graph = Graph()
         graph.outputs = [*ops.top_k(graph.leaf(name, output.shape), k=k, name=("top_values", "top_ids"))]
-        self._plan = backend.compile(graph, {name: output})
+        self._plan = backend.compile(graph, {name: output}, sizes)
 
     def fits(self, output: Buffer, k: int) -> bool:
         return self._wanted == (k, tuple(output.shape))
 
-    def __call__(self, output: Buffer, observe: Observer | None = None) -> list[NDArray[Any]]:
+    def __call__(self, output: Buffer) -> list[NDArray[Any]]:
         if output is not self._bound:  # a step of another length has its own, and numpy's every step
             self._plan.rebind(self._name, output)
             self._bound = output
-        return [self._backend.download(made) for made in self._plan({}, observe)]
+        return [self._backend.download(made) for made in self._plan({})]
 
 
 @contextmanager
