@@ -23,6 +23,7 @@ from ..base import Buffer, Event, Observer, Progress
 from ..plan import sizes_of
 from .array import DeviceArray, DeviceWeight, PanelWeight
 from .launch import ROOMS, Launch
+from .layers import SYNC_BYTES, merged
 from .lifetimes import Lifetime, Shared, share
 from .runtime import Limits, Memory
 
@@ -75,10 +76,10 @@ class DevicePlan:
         todo: dict[tuple[Any, ...], tuple[int, Arrays, Launch]] = {}
         for n_tokens in sorted({1, self._largest["T"]}):
             arrays = self._arrays({**self._largest, "T": n_tokens, "S": n_tokens}, self._spare_caches(n_tokens))
-            for node in self._graph.nodes:
-                for launch in self._launches(node, arrays):
-                    if not self._runtime.is_compiled(launch):
-                        todo.setdefault((launch.program, launch.kernel, launch.group_size), (n_tokens, arrays, launch))
+            launches = [launch for node in self._graph.nodes for launch in self._launches(node, arrays)]
+            for launch in [*launches, *self._together(launches)]:
+                if not self._runtime.is_compiled(launch):
+                    todo.setdefault((launch.program, launch.kernel, launch.group_size), (n_tokens, arrays, launch))
         written = 0
         for n_tokens, arrays, launch in progress(list(todo.values()), "compiling kernels"):
             if written != n_tokens:  # what kernels find their way by must be right; the numbers may be anything
@@ -142,11 +143,15 @@ class DevicePlan:
                 del self._programs[old]
             arrays = self._arrays(sizes, self._caches)
             by_node = [(node, self._launches(node, arrays)) for node in self._graph.nodes]
-            calls: list[tuple[Node | None, list[Launch]]] = [(None, [launch for _, todo in by_node for launch in todo])]
-            if observed:
-                calls = [*by_node]
+            calls: list[tuple[Node | None, list[Launch]]] = [*by_node]
+            if not observed:
+                calls = [(None, self._together(launch for _, todo in by_node for launch in todo))]
             self._programs[key] = Program(arrays, [(node, self._runtime.prepare(todo)) for node, todo in calls])
         return self._programs[key]
+
+    def _together(self, launches: Iterable[Launch]) -> list[Launch]:
+        """A step's launches; those of a layer in one, if they are for one token."""
+        return merged(self._runtime.limits, list(launches), self._sync)
 
     def _bring_weights(self, progress: Progress) -> None:
         tensors, nodes = self._tensors, self._graph.nodes
@@ -180,6 +185,8 @@ class DevicePlan:
         self._shared = scratch(self._graph, list(self._inputs.values()), largest)
         self._buffers: list[Memory] = [self._runtime.allocate(n) for n in self._shared.sizes]
         self._rooms = [self._runtime.allocate(n) for n in rooms(self._runtime.limits, self._graph, largest)]
+        self._sync = self._runtime.allocate(SYNC_BYTES)
+        self._runtime.clear(self._sync)
 
     def _arrays(self, sizes: Sizes, caches: Mapping[str, DeviceArray]) -> Arrays:
         """Every value's array for a step of these sizes, but the weights'."""
@@ -235,7 +242,7 @@ def rooms(limits: Limits, graph: Graph, sizes: Sizes) -> list[int]:
 def scratch_bytes(limits: Limits, graph: Graph, sizes: Sizes) -> int:
     """Bytes of all this, for a graph that is fused and whose inputs are the leaves that differ from step to step."""
     inputs = [v for v in graph.leaves.values() if any(isinstance(d, str) and d != "C" for d in v.shape)]
-    return sum(scratch(graph, inputs, sizes).sizes) + sum(rooms(limits, graph, sizes))
+    return sum(scratch(graph, inputs, sizes).sizes) + sum(rooms(limits, graph, sizes)) + SYNC_BYTES
 
 
 def _largest(sizes: Sizes) -> dict[str, int]:

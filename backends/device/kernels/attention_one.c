@@ -39,18 +39,23 @@ FUNCTION floats of_each(const float8* x, int what) {
     return y;
 }
 
-KERNEL void attention_one(GLOBAL const float* q, GLOBAL const KEY* keys, GLOBAL const VALUE* values,
-                          GLOBAL const int* positions, GLOBAL float* room, int h, int k, float scale, int heads, int parts) {
+#define ATTENTION(p) GLOBAL const float* p##q, GLOBAL const KEY* p##keys, GLOBAL const VALUE* p##values, \
+                     GLOBAL const int* p##positions, GLOBAL float* p##room, int p##h, int p##k, float p##scale, int p##heads, \
+                     int p##parts
+#define ATTENTION_OF(p) p##q, p##keys, p##values, p##positions, p##room, p##h, p##k, p##scale, p##heads, p##parts
+
+// One part of the keys, and `heads` query heads.
+FUNCTION void attention_part(int group, int part, ATTENTION()) {
     floats query[ROWS][CHUNKS(HEAD_K)], mixed[ROWS][CHUNKS(HEAD_V)], score[ROWS];
     floats tile[HEADS][TILE][CHUNKS(LARGER(HEAD_K, HEAD_V))];  // of keys, then of values: half as much has to stay in the cache
     float8 folded[ROWS];
     int head_of[ROWS];
-    int first = GROUP(0) * heads, n_rows = SMALLER(heads, h - first);
+    int first = group * heads, n_rows = SMALLER(heads, h - first);
     int sharing = h / k, first_head = first / sharing, n_heads = (first + n_rows - 1) / sharing + 1 - first_head;
     q += (size_t)first * HEAD_K;
     keys += first_head * HEAD_K;
     values += first_head * HEAD_V;
-    room += ((size_t)GROUP(1) * h + first) * PART;
+    room += ((size_t)part * h + first) * PART;
     for (int r = 0; r < ROWS; r++) {
         folded[r] = 0;  // also of rows that are not there
         if (r >= n_rows) continue;
@@ -61,7 +66,7 @@ KERNEL void attention_one(GLOBAL const float* q, GLOBAL const KEY* keys, GLOBAL 
     floats largest = spread(LOWEST), total = spread(0);  // a number for each row
 
     int seen = positions[0] + 1, share = (seen + parts * TILE - 1) / (parts * TILE) * TILE;
-    int start = GROUP(1) * share, end = SMALLER(seen, start + share);
+    int start = part * share, end = SMALLER(seen, start + share);
     for (; start < end; start += TILE) {
         int n = SMALLER(TILE, end - start);
         for (int s = 0; s < n; s++)
@@ -126,9 +131,14 @@ KERNEL void attention_one(GLOBAL const float* q, GLOBAL const KEY* keys, GLOBAL 
     }
 }
 
-// A work-group for `heads` rows: the parts' sums put together, each as if the largest score of all had been known.
-KERNEL void attention_merge(GLOBAL const float* room, GLOBAL float* y, int h, int heads, int parts) {
-    int first = GROUP(0) * heads, end = SMALLER(first + heads, h);
+KERNEL void attention_one(ATTENTION()) { attention_part(GROUP(0), GROUP(1), ATTENTION_OF()); }
+
+#define MERGE(p) GLOBAL const float* p##room, GLOBAL float* p##y, int p##h, int p##heads, int p##parts
+#define MERGE_OF(p) p##room, p##y, p##h, p##heads, p##parts
+
+// `heads` rows: the parts' sums put together, each as if the largest score of all had been known.
+FUNCTION void attention_merged(int group, MERGE()) {
+    int first = group * heads, end = SMALLER(first + heads, h);
     for (int row = first; row < end; row++) {
         floats mixed[CHUNKS(HEAD_V)];
         float largest = LOWEST, total = 0;
@@ -146,3 +156,5 @@ KERNEL void attention_merge(GLOBAL const float* room, GLOBAL float* y, int h, in
         for (int e = 0; e < HEAD_V; e++) y[row * HEAD_V + e] = ((const float*)mixed)[e] / total;
     }
 }
+
+KERNEL void attention_merge(MERGE()) { attention_merged(GROUP(0), MERGE_OF()); }

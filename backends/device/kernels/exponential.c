@@ -1,3 +1,5 @@
+#ifndef EXPONENTIAL_C
+#define EXPONENTIAL_C
 // exp without a call: a compiler can do sixteen at once, which it cannot with a device's own.
 //
 // exp(x) = 2^n * exp(r), where n is x / ln 2 rounded, and r = x - n ln 2 lies within 0.35 of 0: there a polynomial is enough.
@@ -21,3 +23,4 @@ FUNCTION float exponential(float x) {
     return y * as_float((uint)(first + 127) << 23) * as_float((uint)(second + 127) << 23);
 }
 
+#endif

@@ -1,3 +1,5 @@
+#ifndef HALF_C
+#define HALF_C
 // float16 to float, in integer arithmetic: no device extension needed, and a compiler can do sixteen at once.
 //
 //      float16   sign 1 | exponent 5, bias 15  | mantissa 10
@@ -12,3 +14,4 @@ FUNCTION float half_to_float(ushort h) {
     return as_float(as_uint(x) | (uint)(h & 0x8000) << 16);
 }
 
+#endif

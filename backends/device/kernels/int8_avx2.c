@@ -18,7 +18,7 @@ typedef rows_short loose_rows_short __attribute__((aligned(1)));
 typedef uchar8 loose_rows_bytes __attribute__((aligned(1)));
 typedef char8 loose_rows_chars __attribute__((aligned(1)));
 
-#define PART pairs
+#define PARTIAL pairs
 #define RUN (BITS < 8 ? 4 : HALVES ? 2 : 1)
 #define SIGNED (BITS == 8 && !HALVES)
 HELPER pairs start(rows_int sum) { return (pairs)(rows_int)ALL(0); }

@@ -84,7 +84,7 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
         UNROLL for (int t = 0; t < TOKENS; t++) sum[t] = (rows_int)ALL(0);
         UNROLL for (int side = 0; side < 2; side++) {
             UNROLL for (int start_of_run = 0; start_of_run < 4; start_of_run += RUN) {
-                PART part[TOKENS];
+                PARTIAL part[TOKENS];
                 UNROLL for (int t = 0; t < TOKENS; t++) part[t] = start(sum[t]);
                 UNROLL for (int g = start_of_run; g < start_of_run + RUN; g++) {
                     rows_int q = JOINED(NAME, _four)(w + 4 * from, side, g);

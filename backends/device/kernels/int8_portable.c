@@ -10,7 +10,7 @@ typedef floats rows_float;
 #define ALL(a) (a)
 typedef ints loose_rows_int __attribute__((aligned(1)));
 
-#define PART ints
+#define PARTIAL ints
 #define RUN 4
 #define SIGNED 0
 HELPER ints start(ints sum) { return sum; }

@@ -1,7 +1,7 @@
 // Integer dot products with AVX-512 VNNI: `accumulate` is one instruction for 64 products.
 //
 //      rows_int, rows_float   a number for each of LINES rows
-//      PART                   where products of four columns a time are added up: start(), accumulate(part, q, x), finish(sum, part)
+//      PARTIAL                   where products of four columns a time are added up: start(), accumulate(part, q, x), finish(sum, part)
 //      RUN                    so many times before it could overflow
 //      SIGNED                 a q of eight bits is wanted with its sign: -128 to 127, not 0 to 255
 //
@@ -21,7 +21,7 @@ typedef rows_short loose_rows_short __attribute__((aligned(1)));
 typedef uchar16 loose_rows_bytes __attribute__((aligned(1)));
 typedef char16 loose_rows_chars __attribute__((aligned(1)));
 
-#define PART rows_int
+#define PARTIAL rows_int
 #define RUN 4
 #define SIGNED 0
 HELPER rows_int start(rows_int sum) { return sum; }

@@ -79,22 +79,27 @@ KERNEL void round_int8(GLOBAL const float* x, GLOBAL const float* norm, GLOBAL i
 }
 
 // What is said of each W: n_panels of them lie in one buffer, panel_bytes each; they are `rows` of y's m columns, from
-// first_row on.
-#define WEIGHT(i) GLOBAL const uchar* weight##i, GLOBAL float* y##i, int layout##i, int n_panels##i, int panel_bytes##i, \
-                  int rows##i, int first_row##i, int m##i
+// first_row on. The names begin with p, so that a kernel can be told of several products.
+#define WEIGHT(p, i) GLOBAL const uchar* p##weight##i, GLOBAL float* p##y##i, int p##layout##i, int p##n_panels##i, \
+                     int p##panel_bytes##i, int p##rows##i, int p##first_row##i, int p##m##i
+#define WEIGHT_OF(p, i) p##weight##i, p##y##i, p##layout##i, p##n_panels##i, p##panel_bytes##i, p##rows##i, p##first_row##i, p##m##i
+#define PRODUCT(p) GLOBAL const float* p##x, GLOBAL const float* p##norm, GLOBAL const float* p##residual, GLOBAL int* p##room, \
+                   WEIGHT(p, 0), WEIGHT(p, 1), WEIGHT(p, 2), int p##n, int p##T, int p##share, int p##is_normed, float p##eps, \
+                   int p##epilogue
+#define PRODUCT_OF(p) p##x, p##norm, p##residual, p##room, WEIGHT_OF(p, 0), WEIGHT_OF(p, 1), WEIGHT_OF(p, 2), \
+                      p##n, p##T, p##share, p##is_normed, p##eps, p##epilogue
 
-// A work-group for `share` panels, counted through all W, and all of the T tokens.
+// `share` panels, counted through all W, and all of the T tokens: what a work-group takes.
 //      epilogue 0: y = x W^T      1: y = residual + x W^T      2: y = silu(x W0^T) * x W1^T
-KERNEL void product_int8(GLOBAL const float* x, GLOBAL const float* norm, GLOBAL const float* residual, GLOBAL int* room,
-                         WEIGHT(0), WEIGHT(1), WEIGHT(2), int n, int T, int share, int is_normed, float eps, int epilogue) {
+FUNCTION void product(int group, PRODUCT()) {
     int n_blocks = n / 32;
     size_t tile_size = (size_t)STRIDE * TOKENS * n_blocks;
 #if TOKENS == 1
-    room += GROUP(0) * tile_size;
+    room += group * tile_size;
     round_row(x, norm, is_normed ? scale_of_norm(x, n, eps) : 1, is_normed, n, room);
 #endif
     int n_panels = n_panels0 + (epilogue == 2 ? 0 : n_panels1 + n_panels2);
-    int from = GROUP(0) * share, to = min(n_panels, from + share);
+    int from = group * share, to = min(n_panels, from + share);
     for (int first = 0; first < T; first += TOKENS) {
         for (int p = from; p < to; p++) {
             int i = p < n_panels0 ? 0 : p < n_panels0 + n_panels1 ? 1 : 2;
@@ -126,3 +131,5 @@ KERNEL void product_int8(GLOBAL const float* x, GLOBAL const float* norm, GLOBAL
         room += tile_size;
     }
 }
+
+KERNEL void product_int8(PRODUCT()) { product(GROUP(0), PRODUCT_OF()); }

@@ -26,11 +26,14 @@
 #define SECOND(i) (2 * (i) + 1)
 #endif
 
-KERNEL void rope_kv_write(GLOBAL const float* q, GLOBAL const float* key, GLOBAL const float* value, GLOBAL const int* positions,
-                          GLOBAL const float* freqs, GLOBAL KEY* keys, GLOBAL VALUE* values, GLOBAL float* turned,
-                          int h, int k, int d, int e) {
-    LOCAL float cosine[R], sine[R];  // the same for all heads
-    int t = GROUP(0), position = positions[t];
+#define ROPE(p) GLOBAL const float* p##q, GLOBAL const float* p##key, GLOBAL const float* p##value, \
+                GLOBAL const int* p##positions, GLOBAL const float* p##freqs, GLOBAL KEY* p##keys, GLOBAL VALUE* p##values, \
+                GLOBAL float* p##turned, int p##h, int p##k, int p##d, int p##e
+#define ROPE_OF(p) p##q, p##key, p##value, p##positions, p##freqs, p##keys, p##values, p##turned, p##h, p##k, p##d, p##e
+
+// One token. cosine, sine: room for R numbers each, the same for all heads.
+FUNCTION void rope_token(int t, TO_LOCAL float* cosine, TO_LOCAL float* sine, ROPE()) {
+    int position = positions[t];
     for (int i = LANE; i < R; i += LANES) {
         float c, s;
         cos_sin(position, freqs[i], &c, &s);
@@ -62,4 +65,9 @@ KERNEL void rope_kv_write(GLOBAL const float* q, GLOBAL const float* key, GLOBAL
     value += (size_t)t * k * e;
     values += (size_t)position * k * e;
     for (int i = LANE; i < k * e; i += LANES) STORE_VALUE(values[i], value[i]);
+}
+
+KERNEL void rope_kv_write(ROPE()) {
+    LOCAL float cosine[R], sine[R];
+    rope_token(GROUP(0), cosine, sine, ROPE_OF());
 }

@@ -1,3 +1,5 @@
+#ifndef SIXTEEN_C
+#define SIXTEEN_C
 // Sixteen numbers at once: the unit in which weights are unpacked and multiplied.
 //
 // `floats` and `ints` are written like single numbers, `a * x + b`, and stand for sixteen. On a CPU that is one vector
@@ -111,4 +113,6 @@ FUNCTION floats halves_at(GLOBAL const ushort* p) {
 }
 FUNCTION float half_at(GLOBAL const uchar* p) { return half_to_float(*(GLOBAL const ushort*)p); }
 FUNCTION floats spread_half_at(GLOBAL const uchar* p) { return spread(half_at(p)); }
+#endif
+
 #endif

@@ -1,3 +1,5 @@
+#ifndef SUMS_C
+#define SUMS_C
 // Sums over a row by all work-items of a group.
 //
 // The row is cut into runs of 16, and a lane takes every LANES-th run. Sixteen sums side by side are what a CPU's vector
@@ -29,3 +31,4 @@ FUNCTION float sum16(const float* part) {
     return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
 }
 
+#endif

@@ -1,0 +1,51 @@
+// A layer for one token in one kernel, on a CPU: what else is seven, from the products of q, k and v to the last of the feed-forward.
+//
+// One token is little work: a kernel takes some 20 microseconds, and between two of them the other cores go to sleep and have to be
+// woken. Here each core has one work-group, which stays awake. A stage is cut into shares, as it is into work-groups else; they
+// take one after the other, and wait for each other before the next stage:
+//
+//      core 0   | q k v: share 0 | share 2 | . | rope | attention: 0 | 2 | ...
+//      core 1   | share 1        | share 3   | .......| 1             | 3 | ...
+//
+// A work-group only ever waits for shares that another one has taken, which is running then. So one core alone gets through as
+// well, and none has to be there. It asks more of memory than OpenCL 1.2 promises between work-groups, which is why it is for
+// CPUs only, whose caches agree.
+#include "product_int8.c"
+#include "rope_kv.c"
+#include "attention_one.c"
+
+#define APART 16  // ints between two counters: a line of the cache for each
+#define TAKEN(stage) sync[APART * 2 * (stage)]
+#define DONE(stage) sync[APART * (2 * (stage) + 1)]
+#define STAGES 7
+#define GONE sync[APART * 2 * STAGES]  // work-groups that have come to the end
+
+#if defined(__x86_64__)
+#define PAUSE() __builtin_ia32_pause()
+#else
+#define PAUSE()
+#endif
+
+#define STAGE(stage, n_shares, work)                                                  \
+    for (int share = atomic_inc(&TAKEN(stage)); share < n_shares; share = atomic_inc(&TAKEN(stage))) { \
+        work;                                                                         \
+        mem_fence(CLK_GLOBAL_MEM_FENCE);                                              \
+        atomic_inc(&DONE(stage));                                                     \
+    }                                                                                 \
+    while (DONE(stage) < n_shares) PAUSE();                                           \
+    mem_fence(CLK_GLOBAL_MEM_FENCE);
+
+// sync: all zeros, and again zeros in the end.
+KERNEL void layer_int8(PRODUCT(a_), ROPE(b_), ATTENTION(c_), MERGE(d_), PRODUCT(e_), PRODUCT(f_), PRODUCT(g_),
+                       volatile GLOBAL int* sync, int n_a, int n_b, int n_c, int wide, int n_d, int n_e, int n_f, int n_g) {
+    LOCAL float cosine[R], sine[R];
+    STAGE(0, n_a, product(share, PRODUCT_OF(a_)))
+    STAGE(1, n_b, rope_token(share, cosine, sine, ROPE_OF(b_)))
+    STAGE(2, n_c, attention_part(share % wide, share / wide, ATTENTION_OF(c_)))
+    STAGE(3, n_d, attention_merged(share, MERGE_OF(d_)))
+    STAGE(4, n_e, product(share, PRODUCT_OF(e_)))
+    STAGE(5, n_f, product(share, PRODUCT_OF(f_)))
+    STAGE(6, n_g, product(share, PRODUCT_OF(g_)))
+    if (atomic_inc(&GONE) == N_GROUPS(0) - 1)  // the last one, so that nobody looks at the counters any more
+        for (int i = 0; i <= 2 * STAGES; i++) sync[APART * i] = 0;
+}
