@@ -154,7 +154,7 @@ class MemoryPlan:
         )
 
     def _tables(self, device: Backend) -> int:
-        """Bytes that a device which computes in this memory has mapped and hardly reads: tables of which it takes a few rows."""
+        """Bytes that a device which computes in this memory maps and hardly reads: tables of which it takes some rows."""
         built = self.demand.built
         parts = [part for backend, part in self.placement.parts(built.graph) if backend is device]
         forms: dict[tuple[str, str], bool] = {}  # is only looked up

@@ -34,10 +34,8 @@ def merged(limits: Limits, launches: Sequence[Launch], sync: Memory) -> list[Lau
 
 
 def _as_one(limits: Limits, part: Sequence[Launch], sync: Memory) -> Launch:
-    shares: list[int] = []
-    for launch in part:
-        wide, *high = launch.groups
-        shares += [wide * high[0], wide] if high else [wide]
+    rope, attention, merge = (launch.groups for launch in part[1:4])
+    shares = (rope[0], attention[0] * attention[1], attention[0], merge[0])  # a product's are cut anew
     return Launch(
         source="layer_int8.c",
         kernel="layer_int8",

@@ -154,6 +154,7 @@ class Bound:
     def __init__(self, runtime: OpenCLRuntime, launches: list[tuple[Launch, cl.Kernel]]) -> None:
         self._runtime, self._launches = runtime, launches
         self._calls = []
+        self._names = {(launch.program, launch.kernel, launch.group_size) for launch, _ in launches}
         for launch, kernel in launches:
             kernel.set_args(*map(argument, launch.args))
             first, *more = launch.groups
@@ -166,7 +167,7 @@ class Bound:
     def launch(self) -> list[cl.Event]:
         """An event for each launch, which knows its times when the queue has finished."""
         events = self._runtime.run(self._calls)
-        self._runtime._ran.update((launch.program, launch.kernel, launch.group_size) for launch, _ in self._launches)
+        self._runtime._ran |= self._names
         return events
 
     def __del__(self) -> None:

@@ -89,17 +89,21 @@ KERNEL void round_int8(GLOBAL const float* x, GLOBAL const float* norm, GLOBAL i
 #define PRODUCT_OF(p) p##x, p##norm, p##residual, p##room, WEIGHT_OF(p, 0), WEIGHT_OF(p, 1), WEIGHT_OF(p, 2), \
                       p##n, p##T, p##share, p##is_normed, p##eps, p##epilogue
 
-// `share` panels, counted through all W, and all of the T tokens: what a work-group takes.
+// Panels there are, counted through all W; of a gated unit the two that belong together count as one.
+FUNCTION int panels(PRODUCT()) { return n_panels0 + (epilogue == 2 ? 0 : n_panels1 + n_panels2); }
+
+// Of a single token: x rounded to this work-group's part of the room.
+FUNCTION void round_one(PRODUCT()) {
+    GLOBAL int* own = room + (size_t)GROUP(0) * STRIDE * (n / 32);
+    round_row(x, norm, is_normed ? scale_of_norm(x, n, eps) : 1, is_normed, n, own);
+}
+
+// The panels `from` to `to`, and all of the T tokens.
 //      epilogue 0: y = x W^T      1: y = residual + x W^T      2: y = silu(x W0^T) * x W1^T
-FUNCTION void product(int group, PRODUCT()) {
+FUNCTION void product(int from, int to, PRODUCT()) {
     int n_blocks = n / 32;
     size_t tile_size = (size_t)STRIDE * TOKENS * n_blocks;
-#if TOKENS == 1
-    room += group * tile_size;
-    round_row(x, norm, is_normed ? scale_of_norm(x, n, eps) : 1, is_normed, n, room);
-#endif
-    int n_panels = n_panels0 + (epilogue == 2 ? 0 : n_panels1 + n_panels2);
-    int from = group * share, to = min(n_panels, from + share);
+    if (TOKENS == 1) room += GROUP(0) * tile_size;
     for (int first = 0; first < T; first += TOKENS) {
         for (int p = from; p < to; p++) {
             int i = p < n_panels0 ? 0 : p < n_panels0 + n_panels1 ? 1 : 2;
@@ -132,4 +136,8 @@ FUNCTION void product(int group, PRODUCT()) {
     }
 }
 
-KERNEL void product_int8(PRODUCT()) { product(GROUP(0), PRODUCT_OF()); }
+KERNEL void product_int8(PRODUCT()) {
+    int from = GROUP(0) * share;
+    if (TOKENS == 1) round_one(PRODUCT_OF());
+    product(from, min(from + share, panels(PRODUCT_OF())), PRODUCT_OF());
+}
