@@ -63,13 +63,11 @@ def test_two_contexts_in_turns(smollm2):
         assert np.array_equal(second.eval([token]), expected)
 
 
-def test_weights_in_several_buffers_are_multiplied_one_by_one(smollm2):
-    """Then the sequence is another, and nothing is put together."""
+def test_weights_in_several_buffers(smollm2):
+    """Gate and up are two launches then, and a sequence ends before the last product: it is as right as any other."""
     backend = made("cpu", None)
     backend.runtime.limits = replace(backend.runtime.limits, allocation=600_000)
     model = Model.load(smollm2, backend=backend, n_ctx=64)
-    context = model.context()
-    context.eval([1])
-    before, _ = backend.launched()
-    context.eval([2])
-    assert backend.launched()[0] - before > 6 * model.config.n_layer
+    together, apart = model.context(), model.context()
+    for token in (1, 2, 3):
+        assert np.array_equal(together.eval([token]), apart.eval([token], observe=lambda event: None))
