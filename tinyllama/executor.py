@@ -57,6 +57,8 @@ class Executor:
             for (backend, part, plan), names in zip(self._segments, self._inputs, strict=True):
                 with telling(backend, "in a step"):
                     outputs = plan({name: values[name] for name in names}, observe)
+                    if not top:
+                        self._reduction = None  # its output may be a buffer that has gone
                     for value, buffer in zip(part.outputs, outputs, strict=True):
                         if top and value.name == self._outputs[-1]:
                             largest = self._reduce(backend, value.name, buffer, top)(buffer)

@@ -39,6 +39,7 @@ class Tally:
             self.nmse, self.limit, self.where = nmse, limit, case
 
 
+FOLDERS = ("panels_folder", "tuning_file")  # of the user: they change no result
 AGAIN = "To see it again, in python:"
 
 TALLY: ContextVar[Tally | None] = ContextVar("tally", default=None)  # of the check that runs, where someone counts
@@ -82,7 +83,7 @@ def backend_call(backend: Backend) -> str:
     spec = f"{type(backend).__module__}:{type(backend).__qualname__}"
     module, _, attribute = known_backends().get(backend.name, "").partition(":")
     name = backend.name if getattr(sys.modules.get(module), attribute, None) is type(backend) else spec
-    given = [f"{k}={v!r}" for k, v in vars(backend.options).items() if v != getattr(Options(), k)]
+    given = [f"{k}={v!r}" for k, v in vars(backend.options).items() if k not in FOLDERS and v != getattr(Options(), k)]
     return f"{name!r}" + (f", Options({', '.join(given)})" if given else "")
 
 

@@ -29,7 +29,6 @@ from .runtime import Memory, Runtime, Tuning
 
 Operand = DeviceArray | DeviceWeight | PanelWeight
 PANELS = "panels"  # the form of a weight that is multiplied by integers
-LARGEST = LAYOUTS["Q8_0"]  # no panel has more bytes
 TOLD = {"avx512vnni": "AVX-512 VNNI", "avx2": "AVX2", "portable": "portable C"}
 
 
@@ -124,7 +123,13 @@ class DeviceBackend(Backend):
         """The tensor repacked. Its parts have the same rows in any format, so that those of a gated unit belong together."""
         layout, (m, n) = layout_of(tensor), tensor.shape
         assert layout is not None
-        most = max(self.runtime.limits.allocation // panel_bytes(LARGEST, n), 1)
+        largest = max(panel_bytes(other, n) for other in LAYOUTS.values() if n % other.columns == 0)
+        most = self.runtime.limits.allocation // largest
+        if not most:
+            raise BackendError(
+                f"{ROWS} rows of {tensor.name} take {largest} bytes, but the largest buffer of {self.runtime.limits.name} has "
+                f"{self.runtime.limits.allocation}: keep weights as they are (--no-repack)"
+            )
         parts = []
         for first in range(0, -(-m // ROWS), most):
             data = self._packed(tensor, layout, first, min(most, -(-m // ROWS) - first))

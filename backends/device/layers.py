@@ -1,6 +1,7 @@
 """A layer's launches as one, for steps of one token on a CPU: kernels/layer_int8.c tells why, and how.
 
-It is nothing but a sequence of launches that is found in a step's list: they are told the same, and do the same.
+It is nothing but a sequence of launches that is found in a step's list, any such sequence: they are told the same, and do the
+same.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
+from ..base import usable_cpus
 from .launch import Launch
 from .runtime import Limits, Memory
 
@@ -40,7 +42,7 @@ def _as_one(limits: Limits, part: Sequence[Launch], sync: Memory) -> Launch:
         source="layer_int8.c",
         kernel="layer_int8",
         args=(*chain.from_iterable(launch.args for launch in part), sync, *shares),
-        groups=(limits.cores,),
+        groups=(min(limits.cores, usable_cpus()),),  # each of them waits awake
         group_size=1,
         defines={name: value for launch in part for name, value in launch.defines.items()},
         local_bytes=sum(launch.local_bytes for launch in part),

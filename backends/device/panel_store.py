@@ -103,7 +103,7 @@ class PanelStore:
         changed since it was mapped.
         """
         key = Key.of(tensor, first_panel, len(data))
-        if not (self.folder and key and key.source.is_unchanged()):
+        if not (self.folder and key and key.source.is_unchanged() and _may_map()):
             return data
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def _mapped(path: Path, key: Key) -> Bytes | None:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size != len(header) + key.n_panels * key.row_bytes or file.fileno() > _most_descriptors():
+            if size != len(header) + key.n_panels * key.row_bytes or not _may_map(file.fileno()):
                 return None
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # keeps a descriptor of its own
     except (OSError, ValueError):  # ValueError: it has become empty
@@ -145,14 +145,17 @@ def _mapped(path: Path, key: Key) -> Bytes | None:
     return np.frombuffer(mapping, np.uint8, offset=len(header)).reshape(key.n_panels, key.row_bytes)
 
 
-def _most_descriptors() -> int:
-    """Half of the files that this process may have open: a model of very many tensors must leave some to others."""
+def _may_map(descriptor: int | None = None) -> bool:
+    """Half of the files that this process may have open, no more: a model of very many tensors must leave some to others."""
     if sys.platform == "win32":
-        return sys.maxsize
+        return True
     import resource
 
+    if descriptor is None:  # the next one
+        descriptor = os.open(os.curdir, os.O_RDONLY)
+        os.close(descriptor)
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft // 2
+    return soft == resource.RLIM_INFINITY or descriptor <= soft // 2
 
 
 def _tidy(folder: Path, key: Key) -> None:

@@ -209,7 +209,8 @@ class Runtime(ABC):
         """The error of a kernel that the device's compiler refuses."""
         return BackendError(
             f"kernel {launch.kernel} ({launch.source}) does not compile on {self.limits.name}: {first_line(error)}: "
-            "update its driver, or choose another device (--device)"
+            "update its driver, choose another device (--device)"
+            + (", other kernels (--device-features portable) or products of floats (--precise)" if self.limits.integers else "")
         )
 
     @abstractmethod

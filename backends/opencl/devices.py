@@ -128,6 +128,8 @@ def limits(device: Any, options: Options) -> Limits:
     is_cpu = bool(device.type & cl.device_type.CPU)
     features = options.device_features or ("cpu" if is_cpu else "gpu")
     kind, integers = kernels_for(features)
+    if options.device_features is None and "Portable Computing" not in device.platform.name:
+        integers = ""  # their compilers may know none of the instructions, and products of floats run everywhere
     asked = Limits(
         name=told(device).name,
         kind=kind,

@@ -8,8 +8,8 @@
 //      core 1   | share 1        | share 3   | .......| 1             | 3 | ...
 //
 // A work-group only ever waits for shares that another one has taken, which is running then. So one core alone gets through as
-// well, and none has to be there. It asks more of memory than OpenCL 1.2 promises between work-groups, which is why it is for
-// CPUs only, whose caches agree.
+// well, and none has to be there. It asks more of memory than OpenCL 1.2 promises between work-groups: that what was written before
+// an atomic operation is seen after one. Compilers for CPUs keep to that.
 #include "product_int8.c"
 #include "rope_kv.c"
 #include "attention_one.c"
@@ -21,9 +21,9 @@
 #define GONE sync[APART * 2 * STAGES]  // work-groups that have come to the end
 
 #if defined(__x86_64__)
-#define PAUSE() __builtin_ia32_pause()
+#define IS_DONE(stage, n) (DONE(stage) >= (n) || (__builtin_ia32_pause(), 0))  // loads stay in order there
 #else
-#define PAUSE()
+#define IS_DONE(stage, n) (atomic_add(&DONE(stage), 0) >= (n))
 #endif
 
 // The numbers 0 ... n-1, taken one after the other.
@@ -33,7 +33,7 @@
         mem_fence(CLK_GLOBAL_MEM_FENCE);                                                          \
         atomic_inc(&DONE(stage));                                                                 \
     }                                                                                             \
-    while (DONE(stage) < (n)) PAUSE();                                                            \
+    while (!IS_DONE(stage, n)) {}                                                                 \
     mem_fence(CLK_GLOBAL_MEM_FENCE);
 
 // A product, in shares of `step` panels: so few that no core is much later than the others. x is rounded for the first share
