@@ -243,9 +243,12 @@ def test_a_disk_that_is_full_after_all(call: str, tensor: Tensor, store: PanelSt
 def test_few_files_may_be_open(tensor: Tensor, store: PanelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     data = packed(tensor)
     store.keep(tensor, 0, data)
-    monkeypatch.setattr(module, "_most_descriptors", lambda: 0)
+    (kept,) = (path for path in store.folder.rglob("*") if path.is_file())
+    written = kept.stat().st_mtime_ns
+    monkeypatch.setattr(module, "_may_map", lambda descriptor=None: False)
     assert store.keep(tensor, 0, data) is data
     assert found(store, tensor) is None
+    assert kept.stat().st_mtime_ns == written  # nothing is written that cannot be mapped
 
 
 def test_what_killed_processes_left(tensor: Tensor, store: PanelStore) -> None:

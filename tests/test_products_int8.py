@@ -131,8 +131,10 @@ def test_formats_without_panels_beside_those_with(backend, n_tokens):
 def test_a_weight_in_several_buffers(backend):
     """As where a device refuses a buffer as large as the whole: here of two panels, so that there are five."""
     small = OpenCL(backend.options)
-    small.runtime.limits = replace(small.runtime.limits, allocation=2 * 8 * 544)
+    small.runtime.limits = replace(small.runtime.limits, allocation=2 * 4384)
     x = activations(5, 256)
+    largest = small.panels(drawn("Q6_K", 150, 256, 3))
+    assert max(part.memory.nbytes for part in largest.parts) == 2 * 4384
     w = drawn("Q4_1", 150, 256)
     there = small.panels(w)
     assert [part.n_rows for part in there.parts] == [32, 32, 32, 32, 22]
