@@ -203,7 +203,7 @@ def _close(
     nmse, limit = float(np.square(error).sum() / np.square(size).sum()), ((roundings + drift) * U) ** 2
     reason, allowed = f"{roundings + drift:.0f} roundings of 2^-24: {limits.reason}", (ELEMENT * roundings + drift) * U * size
     if off:
-        limit += rounding.limit(truth.size) * float(off[1].sum() / np.square(size).sum())
+        limit += rounding.limit(len(truth)) * float(off[1].sum() / np.square(size).sum())
         reason, allowed = f"{reason}; x rounded to 8 bits", allowed + (1 + 1e-3) * off[0]  # d itself is a float32
     over = error / allowed
     at = tuple(int(i) for i in np.unravel_index(np.argmax(over), over.shape))

@@ -30,8 +30,9 @@ from ..base import Backend
 
 Doubles = NDArray[Any]
 Off = tuple[Doubles, Doubles]  # of each element: what it may be off, and the mean square of that
-# The mean square of a few roundings is not yet their expectation: (d/2)^2 is three times d^2 / 12, and N elements scatter by
-# sqrt(2/N) around their mean, a single one more than that.
+# The mean square of a few roundings is not yet their expectation: (d/2)^2 is three times d^2 / 12, and N rows scatter by
+# sqrt(2/N) around their mean, a single one more than that. Rows, since all elements of one have the same x: where the weights of
+# a block are nearly equal, they are off together.
 SCATTER = 3.0
 
 _precise: WeakKeyDictionary[Backend, Backend] = WeakKeyDictionary()
@@ -60,9 +61,9 @@ def off(op: Op, output: Operand, blocks: dict[str, int], doubles: Sequence[Doubl
     return kind(given, output.name, blocks, attrs) if kind and blocks else None
 
 
-def limit(count: int) -> float:
-    """How many times the mean square of `count` elements may be what it is expected to be."""
-    return SCATTER * (1 + 6 * math.sqrt(2 / count) + 30 / count)
+def limit(rows: int) -> float:
+    """How many times the mean square of so many rows may be what it is expected to be."""
+    return SCATTER * (1 + 6 * math.sqrt(2 / rows) + 30 / rows)
 
 
 def _product(x: Doubles, w: Doubles, block: int) -> Off:

@@ -47,7 +47,7 @@ class DeviceBackend(Backend):
 
     def describe(self) -> str:
         limits = self.runtime.limits
-        how = f", products of 8-bit integers by {TOLD[limits.integers]}" if limits.integers else ""
+        how = f", quantised weights as 8-bit integers by {TOLD[limits.integers]}" if limits.integers else ""
         return f"{self.name} on {limits.name}, kernels for a {limits.kind.upper()}{how}"
 
     # What it is fastest with

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from ops.errors import BackendError
@@ -18,10 +19,23 @@ INSTALL = 'pip install "tinyllama[opencl]" brings pyopencl, and on Linux PoCL, w
 def load_pyopencl() -> Any:
     """The module; BackendError says what to install if it is missing or does not load."""
     try:
+        _without_a_cache_that_cannot_be()
         import pyopencl
     except ImportError as error:
         raise BackendError(f"backend 'opencl' needs pyopencl, which cannot be imported ({error}): {INSTALL}") from error
     return pyopencl
+
+
+def _without_a_cache_that_cannot_be() -> None:
+    """pyopencl keeps what it has compiled in the user's cache folder, and fails where there can be none."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_usable = os.access(folder, os.W_OK)
+    except OSError:
+        is_usable = False
+    if not is_usable and os.name == "posix":
+        os.environ.setdefault("PYOPENCL_NO_CACHE", "1")
 
 
 def found() -> list[Any]:
@@ -33,7 +47,9 @@ def found() -> list[Any]:
         raise BackendError(f"no OpenCL platform was found ({' '.join(str(error).split())}): {INSTALL}") from error
     usable = [d for d in devices if d.available and d.compiler_available]
     if not usable:
-        raise BackendError(f"no OpenCL device was found: {INSTALL}")
+        raise BackendError(
+            f"no OpenCL device was found: {INSTALL}; if it is there, its own cache must be writable (HOME, or POCL_CACHE_DIR)"
+        )
     return sorted(usable, key=lambda d: not d.type & cl.device_type.GPU)
 
 
