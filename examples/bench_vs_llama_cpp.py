@@ -41,8 +41,8 @@ ROWS = 256  # of random weights that are made at a time
 class Ours:
     """The same calls as LlamaCpp's."""
 
-    def __init__(self, path: Path, n_threads: int, backend: str) -> None:
-        self.model = Model.load(path, backend=backend, n_threads=n_threads, n_ctx=2048)
+    def __init__(self, path: Path, n_threads: int, backend: str, features: str | None = None) -> None:
+        self.model = Model.load(path, backend=backend, n_threads=n_threads, n_ctx=2048, device_features=features)
         self.context = self.model.context()
         cli.warm_up(self.context)
 
@@ -70,7 +70,7 @@ def turn(program: Any, case: str) -> float:
 
 def compare(path: Path, args: argparse.Namespace) -> None:
     """A line for each case."""
-    theirs, ours = LlamaCpp(path, args.threads, n_ctx=2048), Ours(path, args.threads, args.backend)
+    theirs, ours = LlamaCpp(path, args.threads, n_ctx=2048), Ours(path, args.threads, args.backend, args.device_features)
     for case in CASES:
         speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
         for i in tqdm(range(args.repetitions + 1), desc=f"{path.stem}, {case}", leave=False, disable=None):
@@ -152,6 +152,7 @@ def main() -> int:
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-r", "--repetitions", type=int, default=5)
     parser.add_argument("--backend", default="opencl")
+    parser.add_argument("--device-features", metavar="KIND", help="avx512vnni, avx2, portable: other kernels than the best")
     parser.add_argument("--synthetic", action="store_true", help="a model of 1.1 billion random weights, too")
     args = parser.parse_args()
     return cli.guarded(lambda: bench(args), parser.prog)
