@@ -31,8 +31,8 @@ from ..base import Backend
 Doubles = NDArray[Any]
 Off = tuple[Doubles, Doubles]  # of each element: what it may be off, and the mean square of that
 # The mean square of a few roundings is not yet their expectation: (d/2)^2 is three times d^2 / 12, and N rows scatter by
-# sqrt(2/N) around their mean, a single one more than that. Rows, since all elements of one have the same x: where the weights of
-# a block are nearly equal, they are off together.
+# sqrt(2/N) around their mean, a single one more than that. Rows, since all elements of one have the same x: where the weights
+# of a block are nearly equal, they are off together.
 SCATTER = 3.0
 
 _precise: WeakKeyDictionary[Backend, Backend] = WeakKeyDictionary()
