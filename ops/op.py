@@ -79,11 +79,6 @@ class Op:
         """The first of them, and nearly always the only one."""
         return self.outputs[0]
 
-    @property
-    def view_of(self) -> str:
-        """Of an op with one output: the operand whose memory this is; "" if it is new memory."""
-        return self.views.get(self.output.name, "")
-
     def __call__(self, *operands: Any, name: str | Sequence[str] = "", **attrs: Any) -> Any:
         """One result, or a tuple of several. `name` is for the values of a graph: of several outputs, one for each."""
         graph = next((x.graph for x in operands if isinstance(x, Value)), None)

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
+from functools import partial
 from itertools import count
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
+from ctrl_c import interrupted_at
 
 from ops.errors import OptionError
 from tinyllama.formats import new_file as module
 
-CODE = (module.__file__, contextlib.__file__)
 
-
-def interrupted_at(n: int, path: Path) -> bool:
-    """Write a file, with Ctrl-C before the nth line of what writes it. Did it get so far?"""
-    lines = count()
-    came = False
-
-    def trace(frame: FrameType, event: str, arg: object) -> Any:
-        nonlocal came
-        if frame.f_code.co_filename not in CODE or came:
-            return None
-        if event == "line" and next(lines) == n:
-            came = True
-            raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    try:
-        sys.settrace(trace)
-        with module.new_file(path, 3) as write:
-            write(b"abc")
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(before)
-    return came
+def write(path: Path) -> None:
+    with module.new_file(path, 3) as file:
+        file(b"abc")
 
 
 def test_ctrl_c_before_every_line(tmp_path: Path) -> None:
@@ -48,7 +24,7 @@ def test_ctrl_c_before_every_line(tmp_path: Path) -> None:
     for n in count():
         folder = tmp_path / str(n)
         folder.mkdir()
-        came = interrupted_at(n, folder / "out")
+        came = interrupted_at(n, module, partial(write, folder / "out"))
         held = {file.name: file.read_bytes() for file in folder.iterdir()}
         assert held in ({}, {"out": b"abc"}), f"Ctrl-C before line {n}"
         whole += bool(held)

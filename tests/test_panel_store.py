@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -11,14 +10,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from ctrl_c import interrupted_at
 
 from backends.base import Options
 from backends.conformance.blocks import weight
@@ -262,36 +263,11 @@ def test_what_killed_processes_left(tensor: Tensor, store: PanelStore) -> None:
     assert new.exists()
 
 
-def interrupted_at(n: int, store: PanelStore, tensor: Tensor, data: np.ndarray) -> bool:
-    """Keep a tensor, with Ctrl-C before the nth line of what keeps it. Did it get so far?"""
-    lines = count()
-    came = False
-
-    def trace(frame: FrameType, event: str, arg: object) -> Any:
-        nonlocal came
-        if frame.f_code.co_filename not in (module.__file__, contextlib.__file__) or came:
-            return None
-        if event == "line" and next(lines) == n:
-            came = True
-            raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    try:
-        sys.settrace(trace)
-        store.keep(tensor, 0, data)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(before)
-    return came
-
-
 def test_ctrl_c_before_every_line(tmp_path: Path, tensor: Tensor) -> None:
     data, whole = packed(tensor), 0
     for n in count():
         store = PanelStore(tmp_path / str(n))
-        came = interrupted_at(n, store, tensor, data)
+        came = interrupted_at(n, module, partial(store.keep, tensor, 0, data))
         held = files(store.folder)
         whole += len(held)
         assert len(held) <= 1, f"Ctrl-C before line {n}"

@@ -5,6 +5,8 @@ The truth is the formula in float64, of x rounded as the kernels are meant to ro
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import ops
 from backends import Options
 from backends.conformance.blocks import weight
+from backends.conformance.rounding import precise
 from backends.device.array import DeviceWeight, PanelWeight
 from backends.device.panels import LAYOUTS
 from ops.errors import BackendError
@@ -182,3 +185,23 @@ def test_rows_of_a_table_are_read_from_its_blocks():
     assert backend.form(w, "weight", ops.embedding) == "weight"
     assert backend.resident_bytes(w, "weight") == w.nbytes
     assert backend.resident_bytes(w, backend.form(w, "weight", ops.norm_matmul)) == 3 * 2 * 544  # 48 rows
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere pyopencl has another cache folder")
+def test_pyopencl_does_without_a_cache_that_cannot_be(monkeypatch, tmp_path):
+    """It would fail in the midst of a step, when it compiles."""
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("PYOPENCL_NO_CACHE", raising=False)
+    for folder, without in ((tmp_path / "new", None), (tmp_path / "file", "1")):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+        devices.load_pyopencl()
+        assert os.environ.get("PYOPENCL_NO_CACHE") == without
+    monkeypatch.delenv("PYOPENCL_NO_CACHE")
+
+
+def test_only_a_backend_that_rounds_has_a_precise_twin():
+    """It is the other one's equal in all else, so a second one would compile everything once more."""
+    exact, rounds = OpenCL(Options(device_features="gpu")), OpenCL()
+    assert precise(exact) is exact
+    assert precise(rounds) is precise(rounds) is not rounds
+    assert precise(rounds).options.precise

@@ -53,12 +53,12 @@ class Executor:
         This is no part of the graph, and `observe` is not told of it.
         """
         values, largest = dict(inputs), []
+        if not top:
+            self._reduction = None  # before a plan may widen its buffers: it holds one of them
         with np.errstate(all="ignore"):  # a damaged weight's NaN shows in the logits; a warning would not say where
             for (backend, part, plan), names in zip(self._segments, self._inputs, strict=True):
                 with telling(backend, "in a step"):
                     outputs = plan({name: values[name] for name in names}, observe)
-                    if not top:
-                        self._reduction = None  # its output may be a buffer that has gone
                     for value, buffer in zip(part.outputs, outputs, strict=True):
                         if top and value.name == self._outputs[-1]:
                             largest = self._reduce(backend, value.name, buffer, top)(buffer)

@@ -22,11 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ops.activation import silu
+from ops.blocks import FORMATS
+from ops.matmul import matmul
 from ops.norm import rmsnorm
 from ops.op import Op, Operand
 from ops.tensor import Tensor
 
 from ..base import Backend
+from .blocks import weight
 
 Doubles = NDArray[Any]
 Off = tuple[Doubles, Doubles]  # of each element: what it may be off, and the mean square of that
@@ -35,16 +38,17 @@ Off = tuple[Doubles, Doubles]  # of each element: what it may be off, and the me
 # of a block are nearly equal, they are off together.
 SCATTER = 3.0
 
-_precise: WeakKeyDictionary[Backend, Backend] = WeakKeyDictionary()
+_precise: WeakKeyDictionary[Backend, Backend | None] = WeakKeyDictionary()
 
 
 def precise(backend: Backend) -> Backend:
-    """The same backend with x in float32: for what is to be seen without this rounding."""
-    if backend.options.precise:
-        return backend
+    """The same backend with x in float32, for what is to be seen without this rounding; itself, if it rounds nothing."""
     if backend not in _precise:
-        _precise[backend] = type(backend)(replace(backend.options, precise=True))
-    return _precise[backend]
+        rng = np.random.default_rng(0)
+        weights = [weight(rng, "w", (16, 256), name, "usual") for name in FORMATS]
+        rounds = any(backend.rounding(matmul, w) for w in weights)
+        _precise[backend] = type(backend)(replace(backend.options, precise=True)) if rounds else None
+    return _precise[backend] or backend
 
 
 def rounded_by(backend: Backend, op: Op, operands: Sequence[Any]) -> dict[str, int]:

@@ -17,7 +17,8 @@ KERNELS = (
     *("product_int8", "rope_kv_write", "attention_one", "attention_merge"),  # q, k and v; to the cache; over the keys
     *("product_int8", "product_int8", "product_int8"),  # what attention gives; gate and up; down
 )
-SYNC_BYTES = 64 * (2 * len(KERNELS) + 1)  # counters: of shares taken and done in each stage, and of work-groups at the end
+APART = 16  # ints from one counter to the next: each has a line of the cache
+SYNC_BYTES = 4 * APART * (2 * len(KERNELS) + 1)  # counters: of shares taken, and done, in each stage; of work-groups at the end
 
 
 def merged(limits: Limits, launches: Sequence[Launch], sync: Memory) -> list[Launch]:
@@ -44,6 +45,10 @@ def _as_one(limits: Limits, part: Sequence[Launch], sync: Memory) -> Launch:
         args=(*chain.from_iterable(launch.args for launch in part), sync, *shares),
         groups=(min(limits.cores, usable_cpus()),),  # each of them waits awake
         group_size=1,
-        defines={name: value for launch in part for name, value in launch.defines.items()},
+        defines={
+            **{name: value for launch in part for name, value in launch.defines.items()},
+            "STAGES": len(KERNELS),
+            "APART": APART,
+        },
         local_bytes=sum(launch.local_bytes for launch in part),
     )

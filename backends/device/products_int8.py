@@ -54,7 +54,7 @@ def products(
     tokens = n_tokens if n_tokens <= 2 else limits.tuning.tokens  # two in a larger tile would take longer than one by one
     few = limits.tuning.groups * limits.cores  # work-groups for a product that is over soon
     norm: tuple[Memory, int, float] = (before.norm.memory, 1, before.eps) if before else (x.memory, 0, 0.0)
-    defines: dict[str, int | str] = {"LANES": 1, "TOKENS": tokens, f"INT8_{limits.integers.upper()}": 1}
+    defines: dict[str, int | str] = {"LANES": 1, "TOKENS": tokens, "STRIDE": STRIDE, f"INT8_{limits.integers.upper()}": 1}
     if tokens > 1:
         yield Launch(
             source="product_int8.c",

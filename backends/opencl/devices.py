@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -27,14 +28,16 @@ def load_pyopencl() -> Any:
 
 
 def _without_a_cache_that_cannot_be() -> None:
-    """pyopencl keeps what it has compiled in the user's cache folder, and fails where there can be none."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """pyopencl keeps what it has compiled in the user's cache folder, and on Linux fails where there can be none."""
+    if sys.platform != "linux":
+        return
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder.mkdir(parents=True, exist_ok=True)
         is_usable = os.access(folder, os.W_OK)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows of a home folder
         is_usable = False
-    if not is_usable and os.name == "posix":
+    if not is_usable:
         os.environ.setdefault("PYOPENCL_NO_CACHE", "1")
 
 

@@ -4,6 +4,7 @@
 //      bring_value(p, w)    of them, zeros after the last
 //      exponentials(x)      exp of sixteen numbers that are not positive
 //      fetch(p, n)          n bytes will be wanted soon
+#include "exponential.c"
 #include "half.c"
 #include "sixteen.c"
 #include "attention_types.c"
@@ -28,13 +29,7 @@ FUNCTION void bring_value(GLOBAL const VALUE* value, float* w) {
 FUNCTION floats exponentials(floats x) {
     floats shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
     floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    floats y = 1.9875691500e-4f;
-    y = y * r + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * (r * r) + r + 1.0f;
+    floats y = EXPONENTIAL_NEAR_0(r);
     return x < -87.0f ? spread(0) : as_floats(as_ints(y) + (as_ints(shifted) << 23));
 }
 

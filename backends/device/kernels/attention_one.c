@@ -9,7 +9,6 @@
 //
 // It goes in tiles of TILE keys: brought from float16 once for all query heads, then one step after the other for all rows. The
 // steps of a single row would wait for each other. While rows are computed, the next tile is fetched: row r has its key r.
-#include "exponential.c"
 #include "attention_cpu.c"
 
 #define TILE 16

@@ -5,7 +5,6 @@
 //      tile | block | 8 x { 4 columns of token 0, of token 1, ... } | { d } | { d * sum of q } | { sum of q } | { sum of its first half }
 //
 // A block with NaN or infinity in it has such a d, so that every result that it has a part in shows it.
-#define STRIDE 12
 
 // One token's row to its place in a tile. If `norm` is to be applied, x is multiplied by `scale` and by norm[i] first.
 FUNCTION void round_row(GLOBAL const float* x, GLOBAL const float* norm, float scale, int is_normed, int n, GLOBAL int* tile) {

@@ -14,10 +14,8 @@
 #include "rope_kv.c"
 #include "attention_one.c"
 
-#define APART 16  // ints between two counters: a line of the cache for each
 #define TAKEN(stage) sync[APART * 2 * (stage)]
 #define DONE(stage) sync[APART * (2 * (stage) + 1)]
-#define STAGES 7
 #define GONE sync[APART * 2 * STAGES]  // work-groups that have come to the end
 
 #if defined(__x86_64__)

@@ -124,7 +124,7 @@ FUNCTION void product(int from, int to, PRODUCT()) {
             for (int t = 0; t < min(TOKENS, T - first); t++) {
                 size_t at = (size_t)(first + t) * m + column;
                 int n_rows = min(16, rows - 16 * panel);
-                if (n_rows == 16) {
+                if (n_rows == 16) {  // a loop of known length is one instruction or two
                     for (int r = 0; r < 16; r++) y[at + r] = epilogue == 1 ? residual[at + r] + out[16 * t + r] : out[16 * t + r];
                 } else {
                     for (int r = 0; r < n_rows; r++)
