@@ -38,7 +38,7 @@ ATTRS = {
     "norm_swiglu": {"eps": 1e-5},
 }
 SIZES = {"n": 512, "m": 70_000, "V": 70_000, "h": 4, "k": 2, "r": 16, "U": 1, "a": 512, "b": 128, "c": 128, "S": 700, "C": 1024}
-FOR_CPUS = {"attention_many.c", "attention_one.c", "layer_int8.c", "matmul_panel.c", "product_int8.c"}
+FOR_CPUS = {"attention_many.c", "attention_one.c", "matmul_panel.c", "product_int8.c", "step.c"}
 N_TOKENS = [1, 4, 512]
 HEADS = [64, 80, 256]
 CACHES = ["float16", "float32"]

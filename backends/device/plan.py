@@ -23,9 +23,9 @@ from ..base import Buffer, Event, Observer, Progress
 from ..plan import sizes_of
 from .array import DeviceArray, DeviceWeight, PanelWeight
 from .launch import ROOMS, Launch
-from .layers import SYNC_BYTES, merged
 from .lifetimes import Lifetime, Shared, share
 from .runtime import Limits, Memory
+from .steps import table_bytes, together
 
 if TYPE_CHECKING:
     from .backend import DeviceBackend
@@ -34,6 +34,9 @@ Sizes = Mapping[str, int]
 Array = DeviceArray | DeviceWeight | PanelWeight
 Arrays = dict[Value, DeviceArray]
 Call = Callable[[], None]
+
+TABLES = 2  # for a token whose logits are wanted, and for one without
+LAUNCHES = 2  # of a node, on an average not more
 
 
 @dataclass(frozen=True)
@@ -150,8 +153,8 @@ class DevicePlan:
         return self._programs[key]
 
     def _together(self, launches: Iterable[Launch]) -> list[Launch]:
-        """A step's launches; those of a layer in one, if they are for one token."""
-        return merged(self._runtime.limits, list(launches), self._sync)
+        """A step's launches; nearly all of them in one, if they are for one token. The plan keeps alive what they work on."""
+        return together(self._runtime, list(launches))
 
     def _bring_weights(self, progress: Progress) -> None:
         tensors, nodes = self._tensors, self._graph.nodes
@@ -185,8 +188,6 @@ class DevicePlan:
         self._shared = scratch(self._graph, list(self._inputs.values()), largest)
         self._buffers: list[Memory] = [self._runtime.allocate(n) for n in self._shared.sizes]
         self._rooms = [self._runtime.allocate(n) for n in rooms(self._runtime.limits, self._graph, largest)]
-        self._sync = self._runtime.allocate(SYNC_BYTES)
-        self._runtime.clear(self._sync)
 
     def _arrays(self, sizes: Sizes, caches: Mapping[str, DeviceArray]) -> Arrays:
         """Every value's array for a step of these sizes, but the weights'."""
@@ -239,10 +240,15 @@ def rooms(limits: Limits, graph: Graph, sizes: Sizes) -> list[int]:
     return [max(sizes) for sizes in zip_longest(*wanted, fillvalue=0)]
 
 
+def tables(limits: Limits, graph: Graph) -> int:
+    """Bytes of what steps of one token are told, if they are one launch."""
+    return TABLES * table_bytes(LAUNCHES * len(graph.nodes)) if limits.integers else 0
+
+
 def scratch_bytes(limits: Limits, graph: Graph, sizes: Sizes) -> int:
     """Bytes of all this, for a graph that is fused and whose inputs are the leaves that differ from step to step."""
     inputs = [v for v in graph.leaves.values() if any(isinstance(d, str) and d != "C" for d in v.shape)]
-    return sum(scratch(graph, inputs, sizes).sizes) + sum(rooms(limits, graph, sizes)) + SYNC_BYTES
+    return sum(scratch(graph, inputs, sizes).sizes) + sum(rooms(limits, graph, sizes)) + tables(limits, graph)
 
 
 def _largest(sizes: Sizes) -> dict[str, int]:

@@ -38,33 +38,44 @@ FUNCTION floats of_each(const float8* x, int what) {
     return y;
 }
 
-#define ATTENTION(p) GLOBAL const float* p##q, GLOBAL const KEY* p##keys, GLOBAL const VALUE* p##values, \
-                     GLOBAL const int* p##positions, GLOBAL float* p##room, int p##h, int p##k, float p##scale, int p##heads, \
-                     int p##parts
-#define ATTENTION_OF(p) p##q, p##keys, p##values, p##positions, p##room, p##h, p##k, p##scale, p##heads, p##parts
+struct attention {
+    GLOBAL const float* q;
+    GLOBAL const KEY* keys;
+    GLOBAL const VALUE* values;
+    GLOBAL const int* positions;
+    GLOBAL float* room;
+    int h, k;
+    float scale;
+    int heads, parts;
+};
+
+// As parameters of a kernel, and the structure that they become.
+#define ATTENTION GLOBAL const float *q, GLOBAL const KEY *keys, GLOBAL const VALUE *values, GLOBAL const int *positions, \
+                  GLOBAL float *room, int h, int k, float scale, int heads, int parts
+#define ATTENTION_TOLD {q, keys, values, positions, room, h, k, scale, heads, parts}
 
 // One part of the keys, and `heads` query heads.
-FUNCTION void attention_part(int group, int part, ATTENTION()) {
+FUNCTION void attention_part(const struct attention* a, int group, int part) {
     floats query[ROWS][CHUNKS(HEAD_K)], mixed[ROWS][CHUNKS(HEAD_V)], score[ROWS];
     floats tile[HEADS][TILE][CHUNKS(LARGER(HEAD_K, HEAD_V))];  // of keys, then of values: half as much has to stay in the cache
     float8 folded[ROWS];
     int head_of[ROWS];
-    int first = group * heads, n_rows = SMALLER(heads, h - first);
+    int h = a->h, k = a->k, first = group * a->heads, n_rows = SMALLER(a->heads, h - first);
     int sharing = h / k, first_head = first / sharing, n_heads = (first + n_rows - 1) / sharing + 1 - first_head;
-    q += (size_t)first * HEAD_K;
-    keys += first_head * HEAD_K;
-    values += first_head * HEAD_V;
-    room += ((size_t)part * h + first) * PART;
+    GLOBAL const float* q = a->q + (size_t)first * HEAD_K;
+    GLOBAL const KEY* keys = a->keys + first_head * HEAD_K;
+    GLOBAL const VALUE* values = a->values + first_head * HEAD_V;
+    GLOBAL float* room = a->room + ((size_t)part * h + first) * PART;
     for (int r = 0; r < ROWS; r++) {
         folded[r] = 0;  // also of rows that are not there
         if (r >= n_rows) continue;
         head_of[r] = (first + r) / sharing - first_head;
-        for (int i = 0; i < PADDED(HEAD_K); i++) ((float*)query[r])[i] = i < HEAD_K ? scale * q[r * HEAD_K + i] : 0;
+        for (int i = 0; i < PADDED(HEAD_K); i++) ((float*)query[r])[i] = i < HEAD_K ? a->scale * q[r * HEAD_K + i] : 0;
         for (int e = 0; e < CHUNKS(HEAD_V); e++) mixed[r][e] = spread(0);
     }
     floats largest = spread(LOWEST), total = spread(0);  // a number for each row
 
-    int seen = positions[0] + 1, share = (seen + parts * TILE - 1) / (parts * TILE) * TILE;
+    int seen = a->positions[0] + 1, share = (seen + a->parts * TILE - 1) / (a->parts * TILE) * TILE;
     int start = part * share, end = SMALLER(seen, start + share);
     for (; start < end; start += TILE) {
         int n = SMALLER(TILE, end - start);
@@ -130,14 +141,23 @@ FUNCTION void attention_part(int group, int part, ATTENTION()) {
     }
 }
 
-KERNEL void attention_one(ATTENTION()) { attention_part(GROUP(0), GROUP(1), ATTENTION_OF()); }
+KERNEL void attention_one(ATTENTION) {
+    struct attention told = ATTENTION_TOLD;
+    attention_part(&told, GROUP(0), GROUP(1));
+}
 
-#define MERGE(p) GLOBAL const float* p##room, GLOBAL float* p##y, int p##h, int p##heads, int p##parts
-#define MERGE_OF(p) p##room, p##y, p##h, p##heads, p##parts
+struct merge {
+    GLOBAL const float* room;
+    GLOBAL float* y;
+    int h, heads, parts;
+};
+#define MERGE GLOBAL const float *room, GLOBAL float *y, int h, int heads, int parts
+#define MERGE_TOLD {room, y, h, heads, parts}
 
 // `heads` rows: the parts' sums put together, each as if the largest score of all had been known.
-FUNCTION void attention_merged(int group, MERGE()) {
-    int first = group * heads, end = SMALLER(first + heads, h);
+FUNCTION void attention_merged(const struct merge* a, int group) {
+    int h = a->h, parts = a->parts, first = group * a->heads, end = SMALLER(first + a->heads, h);
+    GLOBAL const float* room = a->room;
     for (int row = first; row < end; row++) {
         floats mixed[CHUNKS(HEAD_V)];
         float largest = LOWEST, total = 0;
@@ -152,8 +172,11 @@ FUNCTION void attention_merged(int group, MERGE()) {
             total += factor * part[PADDED(HEAD_V) + 1];
             for (int e = 0; e < CHUNKS(HEAD_V); e++) mixed[e] = factor * load_floats(part + 16 * e) + mixed[e];
         }
-        for (int e = 0; e < HEAD_V; e++) y[row * HEAD_V + e] = ((const float*)mixed)[e] / total;
+        for (int e = 0; e < HEAD_V; e++) a->y[row * HEAD_V + e] = ((const float*)mixed)[e] / total;
     }
 }
 
-KERNEL void attention_merge(MERGE()) { attention_merged(GROUP(0), MERGE_OF()); }
+KERNEL void attention_merge(MERGE) {
+    struct merge told = MERGE_TOLD;
+    attention_merged(&told, GROUP(0));
+}

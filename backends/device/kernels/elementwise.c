@@ -2,11 +2,25 @@
 #include "exponential.c"
 #include "normal_tail.c"
 
-#define FOR_EACH(i, n) \
-    for (int i = GROUP(0) * CHUNK + LANE, end = min(n, (GROUP(0) + 1) * CHUNK); i < end; i += LANES)
+#define FOR_EACH_OF(group, i, n) \
+    for (int i = (group) * CHUNK + LANE, end = min(n, ((group) + 1) * CHUNK); i < end; i += LANES)
+#define FOR_EACH(i, n) FOR_EACH_OF(GROUP(0), i, n)
 
-KERNEL void add(GLOBAL const float* a, GLOBAL const float* b, GLOBAL float* y, int size) {
-    FOR_EACH(i, size) y[i] = a[i] + b[i];
+struct sum {
+    GLOBAL const float *a, *b;
+    GLOBAL float* y;
+    int size;
+};
+#define SUM GLOBAL const float *a, GLOBAL const float *b, GLOBAL float *y, int size
+#define SUM_TOLD {a, b, y, size}
+
+FUNCTION void add_chunk(const struct sum* of, int group) {
+    FOR_EACH_OF(group, i, of->size) of->y[i] = of->a[i] + of->b[i];
+}
+
+KERNEL void add(SUM) {
+    struct sum told = SUM_TOLD;
+    add_chunk(&told, GROUP(0));
 }
 
 KERNEL void mul(GLOBAL const float* a, GLOBAL const float* b, GLOBAL float* y, int size) {

@@ -78,66 +78,84 @@ KERNEL void round_int8(GLOBAL const float* x, GLOBAL const float* norm, GLOBAL i
     }
 }
 
-// What is said of each W: n_panels of them lie in one buffer, panel_bytes each; they are `rows` of y's m columns, from
-// first_row on. The names begin with p, so that a kernel can be told of several products.
-#define WEIGHT(p, i) GLOBAL const uchar* p##weight##i, GLOBAL float* p##y##i, int p##layout##i, int p##n_panels##i, \
-                     int p##panel_bytes##i, int p##rows##i, int p##first_row##i, int p##m##i
-#define WEIGHT_OF(p, i) p##weight##i, p##y##i, p##layout##i, p##n_panels##i, p##panel_bytes##i, p##rows##i, p##first_row##i, p##m##i
-#define PRODUCT(p) GLOBAL const float* p##x, GLOBAL const float* p##norm, GLOBAL const float* p##residual, GLOBAL int* p##room, \
-                   WEIGHT(p, 0), WEIGHT(p, 1), WEIGHT(p, 2), int p##n, int p##T, int p##share, int p##is_normed, float p##eps, \
-                   int p##epilogue
-#define PRODUCT_OF(p) p##x, p##norm, p##residual, p##room, WEIGHT_OF(p, 0), WEIGHT_OF(p, 1), WEIGHT_OF(p, 2), \
-                      p##n, p##T, p##share, p##is_normed, p##eps, p##epilogue
+// Of a W: n_panels of it lie in one buffer, panel_bytes each; they are `rows` of y's m columns, from first_row on.
+struct weight {
+    GLOBAL const uchar* panels;
+    GLOBAL float* y;
+    int layout, n_panels, panel_bytes, rows, first_row, m;
+};
+
+struct product {
+    GLOBAL const float *x, *norm, *residual;
+    GLOBAL int* room;
+    struct weight weights[3];
+    int n, T, share, is_normed;
+    float eps;
+    int epilogue;  // 0: y = x W^T      1: y = residual + x W^T      2: y = silu(x W0^T) * x W1^T
+};
+
+// As parameters of a kernel, and the structure that they become.
+#define WEIGHT(i) GLOBAL const uchar *panels##i, GLOBAL float *y##i, int layout##i, int n_panels##i, int panel_bytes##i, \
+                  int rows##i, int first_row##i, int m##i
+#define WEIGHT_TOLD(i) {panels##i, y##i, layout##i, n_panels##i, panel_bytes##i, rows##i, first_row##i, m##i}
+#define PRODUCT GLOBAL const float *x, GLOBAL const float *norm, GLOBAL const float *residual, GLOBAL int *room, \
+                WEIGHT(0), WEIGHT(1), WEIGHT(2), int n, int T, int share, int is_normed, float eps, int epilogue
+#define PRODUCT_TOLD {x, norm, residual, room, {WEIGHT_TOLD(0), WEIGHT_TOLD(1), WEIGHT_TOLD(2)}, \
+                      n, T, share, is_normed, eps, epilogue}
 
 // Panels there are, counted through all W; of a gated unit the two that belong together count as one.
-FUNCTION int panels(PRODUCT()) { return n_panels0 + (epilogue == 2 ? 0 : n_panels1 + n_panels2); }
+FUNCTION int panels(const struct product* a) {
+    return a->weights[0].n_panels + (a->epilogue == 2 ? 0 : a->weights[1].n_panels + a->weights[2].n_panels);
+}
+
+// The weight to which panel `p` of all belongs, and which of its own it is.
+FUNCTION const struct weight* weight_of(const struct product* a, int p, int* panel) {
+    const struct weight* w = a->weights;
+    for (; p >= w->n_panels; w++) p -= w->n_panels;
+    *panel = p;
+    return w;
+}
 
 // Of a single token: x rounded to this work-group's part of the room.
-FUNCTION void round_one(PRODUCT()) {
-    GLOBAL int* own = room + (size_t)GROUP(0) * STRIDE * (n / 32);
-    round_row(x, norm, is_normed ? scale_of_norm(x, n, eps) : 1, is_normed, n, own);
+FUNCTION void round_one(const struct product* a) {
+    GLOBAL int* own = a->room + (size_t)GROUP(0) * STRIDE * (a->n / 32);
+    round_row(a->x, a->norm, a->is_normed ? scale_of_norm(a->x, a->n, a->eps) : 1, a->is_normed, a->n, own);
 }
 
 // The panels `from` to `to`, and all of the T tokens.
-//      epilogue 0: y = x W^T      1: y = residual + x W^T      2: y = silu(x W0^T) * x W1^T
-FUNCTION void product(int from, int to, PRODUCT()) {
-    int n_blocks = n / 32;
+FUNCTION void product(const struct product* a, int from, int to) {
+    int n_blocks = a->n / 32;
     size_t tile_size = (size_t)STRIDE * TOKENS * n_blocks;
-    if (TOKENS == 1) room += GROUP(0) * tile_size;
-    for (int first = 0; first < T; first += TOKENS) {
+    GLOBAL const int* tile = a->room + (TOKENS == 1 ? GROUP(0) * tile_size : 0);
+    for (int first = 0; first < a->T; first += TOKENS, tile += tile_size) {
         for (int p = from; p < to; p++) {
-            int i = p < n_panels0 ? 0 : p < n_panels0 + n_panels1 ? 1 : 2;
-            int panel = i == 0 ? p : i == 1 ? p - n_panels0 : p - n_panels0 - n_panels1;
-            GLOBAL const uchar* weight = i == 0 ? weight0 : i == 1 ? weight1 : weight2;
-            GLOBAL float* y = i == 0 ? y0 : i == 1 ? y1 : y2;
-            int layout = i == 0 ? layout0 : i == 1 ? layout1 : layout2;
-            int panel_bytes = i == 0 ? panel_bytes0 : i == 1 ? panel_bytes1 : panel_bytes2;
-            int rows = i == 0 ? rows0 : i == 1 ? rows1 : rows2, m = i == 0 ? m0 : i == 1 ? m1 : m2;
-            int column = (i == 0 ? first_row0 : i == 1 ? first_row1 : first_row2) + 16 * panel;
-
+            int panel;
+            const struct weight* w = weight_of(a, p, &panel);
             float out[TOKENS * 16], other[TOKENS * 16];
-            multiply(layout, weight + (size_t)panel * panel_bytes, room, n_blocks, out);
-            if (epilogue == 2) {
-                multiply(layout1, weight1 + (size_t)panel * panel_bytes1, room, n_blocks, other);
+            multiply(w->layout, w->panels + (size_t)panel * w->panel_bytes, tile, n_blocks, out);
+            if (a->epilogue == 2) {
+                const struct weight* up = a->weights + 1;
+                multiply(up->layout, up->panels + (size_t)panel * up->panel_bytes, tile, n_blocks, other);
                 for (int j = 0; j < TOKENS * 16; j++) out[j] = out[j] / (1 + exponential(-out[j])) * other[j];
             }
-            for (int t = 0; t < min(TOKENS, T - first); t++) {
-                size_t at = (size_t)(first + t) * m + column;
-                int n_rows = min(16, rows - 16 * panel);
+            for (int t = 0; t < min(TOKENS, a->T - first); t++) {
+                size_t at = (size_t)(first + t) * w->m + w->first_row + 16 * panel;
+                GLOBAL float* y = w->y + at;
+                GLOBAL const float* residual = a->residual + at;
+                int n_rows = min(16, w->rows - 16 * panel);
                 if (n_rows == 16) {  // a loop of known length is one instruction or two
-                    for (int r = 0; r < 16; r++) y[at + r] = epilogue == 1 ? residual[at + r] + out[16 * t + r] : out[16 * t + r];
+                    for (int r = 0; r < 16; r++) y[r] = a->epilogue == 1 ? residual[r] + out[16 * t + r] : out[16 * t + r];
                 } else {
-                    for (int r = 0; r < n_rows; r++)
-                        y[at + r] = epilogue == 1 ? residual[at + r] + out[16 * t + r] : out[16 * t + r];
+                    for (int r = 0; r < n_rows; r++) y[r] = a->epilogue == 1 ? residual[r] + out[16 * t + r] : out[16 * t + r];
                 }
             }
         }
-        room += tile_size;
     }
 }
 
-KERNEL void product_int8(PRODUCT()) {
+KERNEL void product_int8(PRODUCT) {
+    struct product told = PRODUCT_TOLD;
     int from = GROUP(0) * share;
-    if (TOKENS == 1) round_one(PRODUCT_OF());
-    product(from, min(from + share, panels(PRODUCT_OF())), PRODUCT_OF());
+    if (TOKENS == 1) round_one(&told);
+    product(&told, from, min(from + share, panels(&told)));
 }

@@ -26,48 +26,59 @@
 #define SECOND(i) (2 * (i) + 1)
 #endif
 
-#define ROPE(p) GLOBAL const float* p##q, GLOBAL const float* p##key, GLOBAL const float* p##value, \
-                GLOBAL const int* p##positions, GLOBAL const float* p##freqs, GLOBAL KEY* p##keys, GLOBAL VALUE* p##values, \
-                GLOBAL float* p##turned, int p##h, int p##k, int p##d, int p##e
-#define ROPE_OF(p) p##q, p##key, p##value, p##positions, p##freqs, p##keys, p##values, p##turned, p##h, p##k, p##d, p##e
+struct rope {
+    GLOBAL const float *q, *key, *value;
+    GLOBAL const int* positions;
+    GLOBAL const float* freqs;
+    GLOBAL KEY* keys;
+    GLOBAL VALUE* values;
+    GLOBAL float* turned;
+    int h, k, d, e;
+};
+
+// As parameters of a kernel, and the structure that they become.
+#define ROPE GLOBAL const float *q, GLOBAL const float *key, GLOBAL const float *value, GLOBAL const int *positions, \
+             GLOBAL const float *freqs, GLOBAL KEY *keys, GLOBAL VALUE *values, GLOBAL float *turned, int h, int k, int d, int e
+#define ROPE_TOLD {q, key, value, positions, freqs, keys, values, turned, h, k, d, e}
 
 // One token. cosine, sine: room for R numbers each, the same for all heads.
-FUNCTION void rope_token(int t, TO_LOCAL float* cosine, TO_LOCAL float* sine, ROPE()) {
-    int position = positions[t];
+FUNCTION void rope_token(const struct rope* a, int t, TO_LOCAL float* cosine, TO_LOCAL float* sine) {
+    int position = a->positions[t], h = a->h, k = a->k, d = a->d, n = a->k * a->e;
     for (int i = LANE; i < R; i += LANES) {
         float c, s;
-        cos_sin(position, freqs[i], &c, &s);
+        cos_sin(position, a->freqs[i], &c, &s);
         cosine[i] = c;
         sine[i] = s;
     }
     BARRIER();
 
-    q += (size_t)t * h * d;
-    turned += (size_t)t * h * d;
+    GLOBAL const float* q = a->q + (size_t)t * h * d;
+    GLOBAL float* turned = a->turned + (size_t)t * h * d;
     for (int head = 0; head < h; head++, q += d, turned += d) {
         for (int i = LANE; i < R; i += LANES) {
-            float a = q[FIRST(i)], b = q[SECOND(i)];
-            turned[FIRST(i)] = a * cosine[i] - b * sine[i];
-            turned[SECOND(i)] = a * sine[i] + b * cosine[i];
+            float first = q[FIRST(i)], second = q[SECOND(i)];
+            turned[FIRST(i)] = first * cosine[i] - second * sine[i];
+            turned[SECOND(i)] = first * sine[i] + second * cosine[i];
         }
         for (int i = 2 * R + LANE; i < d; i += LANES) turned[i] = q[i];  // what is not turned
     }
-    key += (size_t)t * k * d;
-    keys += (size_t)position * k * d;
+    GLOBAL const float* key = a->key + (size_t)t * k * d;
+    GLOBAL KEY* keys = a->keys + (size_t)position * k * d;
     for (int head = 0; head < k; head++, key += d, keys += d) {
         for (int i = LANE; i < R; i += LANES) {
-            float a = key[FIRST(i)], b = key[SECOND(i)];
-            STORE_KEY(keys[FIRST(i)], a * cosine[i] - b * sine[i]);
-            STORE_KEY(keys[SECOND(i)], a * sine[i] + b * cosine[i]);
+            float first = key[FIRST(i)], second = key[SECOND(i)];
+            STORE_KEY(keys[FIRST(i)], first * cosine[i] - second * sine[i]);
+            STORE_KEY(keys[SECOND(i)], first * sine[i] + second * cosine[i]);
         }
         for (int i = 2 * R + LANE; i < d; i += LANES) STORE_KEY(keys[i], key[i]);
     }
-    value += (size_t)t * k * e;
-    values += (size_t)position * k * e;
-    for (int i = LANE; i < k * e; i += LANES) STORE_VALUE(values[i], value[i]);
+    GLOBAL const float* value = a->value + (size_t)t * n;
+    GLOBAL VALUE* values = a->values + (size_t)position * n;
+    for (int i = LANE; i < n; i += LANES) STORE_VALUE(values[i], value[i]);
 }
 
-KERNEL void rope_kv_write(ROPE()) {
+KERNEL void rope_kv_write(ROPE) {
     LOCAL float cosine[R], sine[R];
-    rope_token(GROUP(0), cosine, sine, ROPE_OF());
+    struct rope told = ROPE_TOLD;
+    rope_token(&told, GROUP(0), cosine, sine);
 }

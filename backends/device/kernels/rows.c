@@ -1,7 +1,21 @@
 // Rows of a float matrix, picked by number; a work-group for each.
 
-KERNEL void get_rows(GLOBAL const float* x, GLOBAL const int* ids, GLOBAL float* y, int n) {
-    x += (size_t)ids[GROUP(0)] * n;
-    y += (size_t)GROUP(0) * n;
-    for (int i = LANE; i < n; i += LANES) y[i] = x[i];
+struct rows {
+    GLOBAL const float* x;
+    GLOBAL const int* ids;
+    GLOBAL float* y;
+    int n;
+};
+#define ROWS_OF GLOBAL const float *x, GLOBAL const int *ids, GLOBAL float *y, int n
+#define ROWS_TOLD {x, ids, y, n}
+
+FUNCTION void get_row(const struct rows* of, int at) {
+    GLOBAL const float* x = of->x + (size_t)of->ids[at] * of->n;
+    GLOBAL float* y = of->y + (size_t)at * of->n;
+    for (int i = LANE; i < of->n; i += LANES) y[i] = x[i];
+}
+
+KERNEL void get_rows(ROWS_OF) {
+    struct rows told = ROWS_TOLD;
+    get_row(&told, GROUP(0));
 }

@@ -1,4 +1,4 @@
-"""A layer's kernels as one: the same bits as one by one, by every kind of instructions, with any number of work-groups.
+"""A step's kernels as one: the same bits as one by one, by every kind of instructions, with any number of work-groups.
 
 That the kernels are right one by one, test_products_int8.py, test_attention_kernels.py and the conformance kit show.
 """
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from backends import Options
-from backends.device import layers
 from ops.errors import BackendError
 from tinyllama import Model
 
@@ -19,7 +18,7 @@ pytest.importorskip("pyopencl", reason="pyopencl is not installed: pip install -
 
 from backends.opencl import OpenCL, devices
 
-# Work-groups of a layer: one alone; as many as this device has cores; more, so that some begin when all is done
+# Work-groups of a step: one alone; as many as this device has cores; more, so that some begin when all is done
 CORES = [1, None, 7]
 
 
@@ -48,8 +47,8 @@ def test_the_same_bits(smollm2, features, cores):
         between, _ = backend.launched()
         assert np.array_equal(ours, apart.eval([token], observe=lambda event: None))
         after, _ = backend.launched()
-    n_together = model.config.n_layer - 1  # the last one has get_rows in its midst
-    assert after - between - (between - before) == n_together * (len(layers.KERNELS) - 1)
+    assert between - before == 2  # the embedding, and all that comes after it
+    assert after - between > 7 * model.config.n_layer
 
 
 def test_two_contexts_in_turns(smollm2):
@@ -64,7 +63,7 @@ def test_two_contexts_in_turns(smollm2):
 
 
 def test_weights_in_several_buffers(smollm2):
-    """Gate and up are two launches then, and a sequence ends before the last product: it is as right as any other."""
+    """Gate and up are two launches then, and the logits have several."""
     backend = made("cpu", None)
     backend.runtime.limits = replace(backend.runtime.limits, allocation=600_000)
     model = Model.load(smollm2, backend=backend, n_ctx=64)
