@@ -19,9 +19,9 @@ from ops.blocks import FORMATS
 from ops.tensor import MadeRows, Tensor
 
 every_layout = pytest.mark.parametrize("name", LAYOUTS)
-BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q4_K": 4, "Q5_K": 5, "Q6_K": 8}
+BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6}
 OFFSET = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 128, "Q6_K": 32}
-QUANT_BYTES = {4: 256, 5: 256 + 64, 8: 512}  # of 16 rows x 32 columns
+QUANT_BYTES = {4: 256, 5: 256 + 64, 6: 256 + 128, 8: 512}  # of 16 rows x 32 columns
 
 
 def drawn(name: str, m: int, scales: str = "usual", seed: int = 0) -> Tensor:
@@ -73,6 +73,9 @@ def numbers_of(name: str, panel: bytes, n: int) -> Iterator[tuple]:
                 if bits == 5:
                     fifths = struct.unpack_from("<I", panel, at + 256 + 4 * r)[0]
                     q |= (fifths >> (c % 16 // 4 + 8 * (c % 4) + 4 * (c // 16)) & 1) << 4
+                if bits == 6:
+                    upper = struct.unpack_from("<I", panel, at + 256 + 64 * (c // 16) + 4 * r)[0]
+                    q |= (upper >> (2 * (c % 16 // 4) + 8 * (c % 4)) & 3) << 4
                 yield r, 32 * block + c, q, scale, minimum
         at += QUANT_BYTES[bits]
     assert at == len(panel)

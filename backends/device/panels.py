@@ -32,6 +32,8 @@ Quants lie in groups of 64 bytes, four bytes of each row:
     4 bits   4 groups. Byte j of a row in group g: q of column 4g+j in the low nibble, of column 4g+j+16 in the high one
     5 bits   the low four bits as above, then a fifth group: the fifth bits, 32 of a row, lowest first. Bit 8*j + i is that of
              column 4i+j, so shifted down by i the lowest bit of each of its bytes belongs to columns 4i ... 4i+3
+    6 bits   the low four bits as above, then two groups of the upper two bits: of columns 0-15, and of 16-31. Bits 8*j + 2*i and
+             the next one are those of column 4i+j
     8 bits   8 groups. Byte j of a row in group g: q of column 4g+j. Q8_0's signed q is stored as q + 128
 
 The blocks of the files are ggml's, from ggml-common.h; `ops/blocks` draws them.
@@ -66,7 +68,7 @@ NIBBLES, TOP_BITS, LOWEST_BITS, TWO_BITS = (np.uint32(0x01010101 * byte) for byt
 class Layout:
     """What the panels of a format have. No two formats have the same.
 
-    bits: 4 or 5 or 8, in which a q is stored; offset: what is taken off q; stored_minimum: a block has a float16 m;
+    bits: 4 or 5 or 6 or 8, in which a q is stored; offset: what is taken off q; stored_minimum: a block has a float16 m;
     super_blocks: 8 blocks have a head; halves: a block has two int8 scales, for 16 columns each, and no minimum.
     """
 
@@ -95,7 +97,7 @@ LAYOUTS = {  # by the format's name
     "Q8_0": Layout(8, offset=128),
     "Q4_K": Layout(4, super_blocks=True),
     "Q5_K": Layout(5, super_blocks=True),
-    "Q6_K": Layout(8, offset=32, super_blocks=True, halves=True),
+    "Q6_K": Layout(6, offset=32, super_blocks=True, halves=True),
 }
 
 
@@ -166,6 +168,8 @@ def _packed(layout: Layout) -> np.dtype[Any]:
     q: list[Any] = [("q", WORD, (8 if layout.bits == 8 else 4, ROWS))]
     if layout.bits == 5:
         q += [("fifth", WORD, ROWS)]
+    if layout.bits == 6:
+        q += [("upper", WORD, (2, ROWS))]
     if layout.halves:
         block = np.dtype([("scale", np.int8, (2, ROWS)), *q])
         return np.dtype([("d", HALF, ROWS), ("blocks", block, 8)])
@@ -233,8 +237,17 @@ def _fill_q6_k(blocks: NDArray[Any], rows: NDArray[Any]) -> None:
     ql = np.ascontiguousarray(_side_by_side(rows["ql"]))  # [panel, super-block, run, half of a run, word, row]
     qh = np.ascontiguousarray(_side_by_side(rows["qh"]))  # [panel, super-block, run, word, row]
     for k in range(4):  # blocks k and k+4: a run has four
-        low = (ql[:, :, :, k % 2] >> (k // 2 * 4)) & NIBBLES
-        of_blocks["q"][:, :, k::4] = low | (((qh >> (2 * k)) & TWO_BITS) << 4)
+        low = (ql[:, :, :, k % 2] >> (k // 2 * 4)) & NIBBLES  # word i: columns 4i ... 4i+3 of a block
+        of_blocks["q"][:, :, k::4] = low[..., :4, :] | (low[..., 4:, :] << 4)
+        high = (qh >> (2 * k)) & TWO_BITS
+        upper = of_blocks["upper"][:, :, k::4]
+        upper[..., 0, :] = _in_turns(high[..., :4, :])
+        upper[..., 1, :] = _in_turns(high[..., 4:, :])
+
+
+def _in_turns(high: NDArray[Any]) -> NDArray[Any]:
+    """Four words whose bytes have two bits each, as one: [..., 4, row] -> [..., row]"""
+    return high[..., 0, :] | high[..., 1, :] << 2 | high[..., 2, :] << 4 | high[..., 3, :] << 6
 
 
 def _side_by_side(field: NDArray[Any]) -> NDArray[Any]:

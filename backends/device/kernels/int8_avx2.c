@@ -19,8 +19,8 @@ typedef uchar8 loose_rows_bytes __attribute__((aligned(1)));
 typedef char8 loose_rows_chars __attribute__((aligned(1)));
 
 #define PARTIAL pairs
-#define RUN (BITS < 8 ? 4 : HALVES ? 2 : 1)
-#define SIGNED (BITS == 8 && !HALVES)
+#define RUN (BITS < 6 ? 4 : BITS == 6 ? 2 : 1)
+#define SIGNED (BITS == 8)
 HELPER pairs start(rows_int sum) { return (pairs)(rows_int)ALL(0); }
 HELPER pairs accumulate(pairs part, rows_int q, int x) {
     return part + __builtin_ia32_pmaddubsw256((chars)q, (chars)(rows_int)ALL(x));

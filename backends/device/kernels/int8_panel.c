@@ -2,7 +2,7 @@
 // told by these macros; what a panel looks like in memory is told in backends/device/panels.py.
 //
 //      NAME      of the function              MINIMUM   value = scale * q - minimum, else scale * (q - OFFSET)
-//      BITS      of q: 4, 5 or 8              SUPER     scales and minima are bytes, to be multiplied by floats of 256 columns
+//      BITS      of q: 4, 5, 6 or 8           SUPER     scales and minima are bytes, to be multiplied by floats of 256 columns
 //      OFFSET    0 where there is a minimum   HALVES    a scale for each half of a block, as signed bytes
 //
 //                  16 rows             x, rounded to bytes: TOKENS tokens, a block of 32 columns in STRIDE ints for each
@@ -30,6 +30,9 @@ HELPER rows_int JOINED(NAME, _four)(GLOBAL const uchar* q, int side, int g) {
 #if BITS == 5
     rows_int fifth = *(GLOBAL const loose_rows_int*)(q + 256) >> (g + 4 * side);
     four |= (fifth & 0x01010101) << 4;
+#elif BITS == 6
+    rows_int upper = *(GLOBAL const loose_rows_int*)(q + 256 + 64 * side) >> (2 * g);
+    four |= (upper & 0x03030303) << 4;
 #endif
     return four;
 #endif

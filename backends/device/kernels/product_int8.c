@@ -49,7 +49,7 @@
 #define SUPER 1
 #include "int8_panel.c"
 #define NAME panel_q6_k
-#define BITS 8
+#define BITS 6
 #define OFFSET 32
 #define SUPER 1
 #define HALVES 1
