@@ -42,27 +42,27 @@ def test_the_default_is_a_candidate():
 
 
 @pytest.mark.parametrize(
-    ("four", "six", "eight", "chosen"),
+    ("eight", "six", "four", "chosen"),
     [
         (1.0, 0.8, 0.9, 6),
-        (1.0, 0.9, 0.8, 8),
-        (1.0, 0.96, 0.97, 4),  # 4% faster
+        (1.0, 0.9, 0.8, 4),
+        (1.0, 0.96, 0.97, 8),  # 4% faster
         (1.0, 0.94, 1.2, 6),  # 6% faster
-        (1.0, 2.0, 3.0, 4),
+        (1.0, 2.0, 3.0, 8),
     ],
 )
-def test_the_fastest_is_taken_if_it_is_faster_by_five_percent(four, six, eight, chosen):
+def test_the_fastest_is_taken_if_it_is_faster_by_five_percent(eight, six, four, chosen):
     assert Answer("tokens", {4: [four] * 8, 6: [six] * 8, 8: [eight] * 8}).chosen == chosen
 
 
 def test_turns_are_compared_each_by_itself():
     """The machine is three times slower in every other turn, for all candidates alike."""
     slow = [1, 3] * 8
-    times = {4: [1.0 * s for s in slow], 6: [0.8 * s for s in slow], 8: [1.1 * s for s in slow]}
+    times = {4: [1.1 * s for s in slow], 6: [0.8 * s for s in slow], 8: [1.0 * s for s in slow]}
     assert Answer("tokens", times).chosen == 6
 
 
-@pytest.mark.parametrize(("n_good", "chosen"), [(11, 4), (13, 6)])
+@pytest.mark.parametrize(("n_good", "chosen"), [(11, 8), (13, 6)])
 def test_chance_does_not_choose(n_good, chosen):
     """Of 16 turns it must be faster in three quarters, however much faster it was in some."""
     six = [0.2] * n_good + [1.0] * (16 - n_good)
@@ -203,14 +203,14 @@ def test_where_it_is_kept(tmp_path, monkeypatch):
 
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The last candidate of each field is the fastest; every one is computed once. Tells which ran."""
+    """The smallest candidate of each field is the fastest; every one is computed once. Tells which ran."""
     ran: list[int] = []
 
     def in_turns(timers: Mapping[int, Callable[[], float]]) -> dict[int, list[float]]:
         for n, timer in timers.items():
             assert timer() > 0
             ran.append(n)
-        return {n: [0.5 if n == max(timers) else 1.0] * 8 for n in timers}
+        return {n: [0.5 if n == min(timers) else 1.0] * 8 for n in timers}
 
     monkeypatch.setattr(tuning, "in_turns", in_turns)
     return ran
@@ -233,11 +233,11 @@ def test_it_is_measured_once_for_a_device(tmp_path, made_up):
     assert (first.tuned, first.runtime.limits.tuning) == (None, Tuning())
     answers = first.tune(silent)
     assert made_up == [*CANDIDATES["tokens"], *CANDIDATES["groups"]]
-    assert [answer.chosen for answer in answers] == [8, 4]
-    assert first.tuned == first.runtime.limits.tuning == Tuning(tokens=8, groups=4)
+    assert [answer.chosen for answer in answers] == [4, 1]
+    assert first.tuned == first.runtime.limits.tuning == Tuning(tokens=4, groups=1)
     assert first.runtime.used() == 0
     second = opencl(device_features="portable", tuning_file=file)
-    assert second.runtime.limits.tuning == Tuning(tokens=8, groups=4)
+    assert second.runtime.limits.tuning == Tuning(tokens=4, groups=1)
     assert first.tune(silent) == second.tune(silent) == []
     assert len(second.tune(silent, anew=True)) == 2
     assert opencl(device_features="portable", tuning_file=file, n_threads=1).tuned is None  # of other cores it is not known
@@ -272,7 +272,7 @@ def test_the_first_model_that_warms_up_does_it(tmp_path, made_up, monkeypatch):
     told = []
     context.warm_up(lambda items, words: told.append(words) or items)
     assert told[0] == tuning.TELLS
-    assert context.model.backend.tuned == Tuning(tokens=8, groups=4)
+    assert context.model.backend.tuned == Tuning(tokens=4, groups=1)
     # rows of x are rounded to bytes alike in any tile; what is left is float32's rounding, in sums that the compiler may order
     np.testing.assert_allclose(context.eval(tokens[7:], "all"), truth[7:], atol=1e-4 * np.abs(truth).max())
     made_up.clear()
@@ -293,7 +293,7 @@ def tuned(features: str, **sizes: int):
 def test_integer_products_are_right_with_every_size(features, tokens):
     """By the formula in float64, of x whose blocks of 32 are exact as bytes: whole numbers, the largest 127 in each."""
     rng = np.random.default_rng(tokens)
-    for groups, n_tokens in [(g, t) for g in CANDIDATES["groups"] for t in (1, tokens - 1, tokens, tokens + 1, 37)]:
+    for groups, n_tokens in [(g, t) for g in CANDIDATES["groups"] for t in (1, 3, 37, 64, 65)]:
         backend = tuned(features, tokens=tokens, groups=groups)
         w = weight(rng, "w", (150, 96), "Q4_0", "usual")
         x = rng.integers(-127, 128, (n_tokens, 96)).astype(np.float32)
@@ -321,7 +321,7 @@ def test_products_of_floats_are_right_with_every_size(tile, few):
 def test_sizes_reach_the_kernels():
     from backends.device.launch import TABLE
 
-    x, y = DeviceArray(None, (20, 64), np.dtype(np.float32)), DeviceArray(None, (20, 32), np.dtype(np.float32))
+    x, y = DeviceArray(None, (100, 64), np.dtype(np.float32)), DeviceArray(None, (100, 32), np.dtype(np.float32))
     panels = PanelWeight(LAYOUTS["Q4_0"], (32, 64), (Part(0, 32, None),))
     blocks = DeviceWeight(ops.FORMATS["Q4_0"], (32, 64), (Part(0, 32, None),))
 
@@ -332,7 +332,7 @@ def test_sizes_reach_the_kernels():
     assert (kernel, defines["TOKENS"]) == ("product_int8", 6)
     ((kernel, defines),) = launched(replace(GPU, tuning=Tuning(tile=16)), blocks)
     assert (kernel, defines["TILE"]) == ("matmul_tile", 16)
-    assert launched(replace(GPU, tuning=Tuning(few=32)), blocks)[0][0] == "matvec"
+    assert launched(replace(GPU, tuning=Tuning(few=100)), blocks)[0][0] == "matvec"
 
 
 @pytest.mark.parametrize("cores", [1, 2, 20])
@@ -386,4 +386,4 @@ def test_a_rate():
     assert one.rate(2) == f"{n_weights * 4.5 / 8 / 1e6:.1f} GB/s"
     assert one.rate(1) == f"{n_weights * 4.5 / 8 / 2e6:.1f} GB/s"
     many = Answer("tokens", {4: [0.01, 0.02, 0.5]})
-    assert many.rate(4) == f"{2 * 2 * 1536 * 576 * (64 + 20 + 5) / 0.02 / 1e9:.1f} GOP/s"
+    assert many.rate(4) == f"{2 * 128 * (2 * 1536 * 576 + 2048**2) / 0.02 / 1e9:.1f} GOP/s"

@@ -73,11 +73,11 @@ class DevicePlan:
         self._places = self._fewest_places()
 
     def warm_up(self, progress: Progress) -> None:
-        """Bring the weights to the device, and compile each kernel that steps of one token, of two and of many will want."""
+        """Bring the weights to the device, and compile each kernel that steps of one token, of two, of some and of many will want."""
         self._backend.tune(progress)
         self._bring_weights(progress)
         todo: dict[tuple[Any, ...], tuple[int, Arrays, Launch]] = {}
-        for n_tokens in sorted({1, min(2, self._largest["T"]), self._largest["T"]}):
+        for n_tokens in sorted({min(n, self._largest["T"]) for n in (1, 2, 3, self._largest["T"])}):
             arrays = self._arrays({**self._largest, "T": n_tokens, "S": n_tokens}, self._spare_caches(n_tokens))
             launches = [launch for node in self._graph.nodes for launch in self._launches(node, arrays)]
             for launch in [*launches, *self._together(launches)]:

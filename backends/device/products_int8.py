@@ -18,6 +18,8 @@ from .runtime import CANDIDATES, Limits, Memory
 
 STRIDE = 12  # ints that a block of 32 columns of one token takes: 8 of columns, a scale, three sums
 SHARE = 1 << 16  # weights for a work-group, where there are many tokens: they stay in its innermost caches
+MANY = 64  # tokens, from which on a larger tile is worth the places that the last one leaves empty
+TILE = 4  # tokens of a tile where there are fewer
 EPILOGUES = {"": 0, "add": 1, "swiglu": 2}
 
 
@@ -51,7 +53,7 @@ def products(
 ) -> Iterator[Launch]:
     """y = x W^T for each weight; with "add" residual + x W^T, with "swiglu" silu(x W0^T) * x W1^T in ys[0]."""
     n_tokens, n = x.shape
-    tokens = n_tokens if n_tokens <= 2 else limits.tuning.tokens  # two in a larger tile would take longer than one by one
+    tokens = tile(limits, n_tokens)
     few = limits.tuning.groups * limits.cores  # work-groups for a product that is over soon
     norm: tuple[Memory, int, float] = (before.norm.memory, 1, before.eps) if before else (x.memory, 0, 0.0)
     defines: dict[str, int | str] = {"LANES": 1, "TOKENS": tokens, "STRIDE": STRIDE, f"INT8_{limits.integers.upper()}": 1}
@@ -82,6 +84,11 @@ def products(
             group_size=1,
             defines=defines,
         )
+
+
+def tile(limits: Limits, n_tokens: int) -> int:
+    """Tokens that go through a panel together. Two in a larger tile would take longer than one by one."""
+    return n_tokens if n_tokens <= 2 else TILE if n_tokens < MANY else limits.tuning.tokens
 
 
 Set = tuple[PanelWeight, Part, DeviceArray]

@@ -43,8 +43,7 @@ PROGRAMS = ("product_int8.c", "matvec.c", "matmul_tile.c")
 SMALL = ((1536, 576), (576, 1536))  # a small model's weights, by rows and columns: what is lost at the edges counts most here
 # What is timed for a field of Tuning, one after the other: m, n and T of y[T, m] = x[T, n] W[m, n]^T.
 PRODUCTS = {
-    # prompts, also short ones, which pay for the places of a tile that they leave empty
-    "tokens": tuple((m, n, n_tokens) for n_tokens in (64, 20, 5) for m, n in SMALL),
+    "tokens": tuple((m, n, 128) for m, n in (*SMALL, (2048, 2048))),
     "groups": tuple((m, n, 1) for m, n in (*SMALL * 8, (4096, 4096))),
     "tile": tuple((m, n, 63) for m, n in SMALL),  # more are left to a library, where there is one
     "few": tuple((m, n, n_tokens) for n_tokens in (6, 12, 24) for m, n in SMALL),

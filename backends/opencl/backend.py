@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from ..base import Device, Options
 from ..device import DeviceBackend
-from .devices import chosen, found, limits, told, with_threads
+from .devices import chosen, found, keep_threads_apart, limits, told, with_threads
 
 # Bytes that PoCL and a model's kernels, read from its cache, were measured to take. To compile them first takes 110 MB more
 KERNELS = 24 << 20
@@ -17,6 +17,7 @@ class OpenCL(DeviceBackend):
 
     def __init__(self, options: Options | None = None) -> None:
         options = options or Options()
+        keep_threads_apart(options.n_threads)
         device = with_threads(chosen(options.device), options.n_threads)
         from .runtime import OpenCLRuntime  # here: it needs pyopencl, of which `chosen` has told if it is missing
 

@@ -9,6 +9,7 @@
 typedef int rows_int __attribute__((vector_size(32)));
 typedef float rows_float __attribute__((vector_size(32)));
 typedef rows_int loose_rows_int __attribute__((aligned(1)));
+typedef rows_float loose_rows_float __attribute__((aligned(4)));
 typedef char chars __attribute__((vector_size(32)));
 typedef short pairs __attribute__((vector_size(32)));
 typedef short rows_short __attribute__((vector_size(16)));
@@ -37,7 +38,7 @@ HELPER rows_float halves(GLOBAL const uchar* p) { return __builtin_ia32_vcvtph2p
 HELPER rows_float small_bytes(GLOBAL const uchar* p) {
     return __builtin_convertvector(*(GLOBAL const loose_rows_bytes*)p, rows_float);
 }
-HELPER rows_int small_chars(GLOBAL const uchar* p) {
-    return __builtin_convertvector(*(GLOBAL const loose_rows_chars*)p, rows_int);
+HELPER rows_float small_chars(GLOBAL const uchar* p) {
+    return __builtin_convertvector(*(GLOBAL const loose_rows_chars*)p, rows_float);
 }
 HELPER rows_float rows_to_float(rows_int sum) { return __builtin_convertvector(sum, rows_float); }

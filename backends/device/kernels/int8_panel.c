@@ -68,9 +68,7 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
         }
 #endif
 #if HALVES
-        rows_float scale = large_scale;
-        rows_int small[2] = {small_chars(w + from), small_chars(w + 16 + from)}, total[TOKENS];
-        UNROLL for (int t = 0; t < TOKENS; t++) total[t] = (rows_int)ALL(0);
+        rows_float small[2] = {large_scale * small_chars(w + from), large_scale * small_chars(w + 16 + from)}, total[TOKENS];
         w += 32;
 #elif SUPER
         rows_float scale = large_scale * small_bytes(w + from), minimum = large_minimum * small_bytes(w + 16 + from);
@@ -97,7 +95,8 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
             }
 #if HALVES
             UNROLL for (int t = 0; t < TOKENS; t++) {
-                total[t] += (sum[t] - OFFSET * (side ? sums[t] - sums_of_half[t] : sums_of_half[t])) * small[side];
+                rows_float of_side = rows_to_float(sum[t] - OFFSET * (side ? sums[t] - sums_of_half[t] : sums_of_half[t]));
+                total[t] = side ? of_side * small[1] + total[t] : of_side * small[0];
                 sum[t] = (rows_int)ALL(0);
             }
 #endif
@@ -105,7 +104,7 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
         w += 64 * (BITS == 8 ? 8 : BITS);
         UNROLL for (int t = 0; t < TOKENS; t++) {
 #if HALVES
-            y[t] += rows_to_float(total[t]) * (scale * d[t]);
+            y[t] += total[t] * d[t];
 #elif MINIMUM
             y[t] += rows_to_float(sum[t]) * (scale * d[t]);
             y[t] -= minimum * scaled_sum[t];
@@ -114,8 +113,7 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
 #endif
         }
     }
-    UNROLL for (int t = 0; t < TOKENS; t++)
-        for (int r = 0; r < LINES; r++) out[16 * t + from + r] = y[t][r];
+    UNROLL for (int t = 0; t < TOKENS; t++) *(loose_rows_float*)(out + 16 * t + from) = y[t];
 }
 #undef ACCUMULATE
 #undef NAME

@@ -9,6 +9,7 @@ typedef ints rows_int;
 typedef floats rows_float;
 #define ALL(a) (a)
 typedef ints loose_rows_int __attribute__((aligned(1)));
+typedef floats loose_rows_float __attribute__((aligned(4)));
 
 #define PARTIAL ints
 #define RUN 4
@@ -22,5 +23,5 @@ HELPER ints finish(ints sum, ints part) { return part; }
 
 HELPER floats halves(GLOBAL const uchar* p) { return halves_at((GLOBAL const ushort*)p); }
 HELPER floats small_bytes(GLOBAL const uchar* p) { return to_floats(load_bytes(p)); }
-HELPER ints small_chars(GLOBAL const uchar* p) { return load_chars(p); }
+HELPER floats small_chars(GLOBAL const uchar* p) { return to_floats(load_chars(p)); }
 HELPER floats rows_to_float(ints sum) { return to_floats(sum); }

@@ -14,6 +14,7 @@
 typedef int rows_int __attribute__((vector_size(64)));
 typedef float rows_float __attribute__((vector_size(64)));
 typedef rows_int loose_rows_int __attribute__((aligned(1)));
+typedef rows_float loose_rows_float __attribute__((aligned(4)));
 typedef short rows_short __attribute__((vector_size(32)));
 typedef rows_short loose_rows_short __attribute__((aligned(1)));
 #define ALL(a) {a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a}
@@ -34,7 +35,7 @@ HELPER rows_float halves(GLOBAL const uchar* p) {
 HELPER rows_float small_bytes(GLOBAL const uchar* p) {
     return __builtin_convertvector(*(GLOBAL const loose_rows_bytes*)p, rows_float);
 }
-HELPER rows_int small_chars(GLOBAL const uchar* p) {
-    return __builtin_convertvector(*(GLOBAL const loose_rows_chars*)p, rows_int);
+HELPER rows_float small_chars(GLOBAL const uchar* p) {
+    return __builtin_convertvector(*(GLOBAL const loose_rows_chars*)p, rows_float);
 }
 HELPER rows_float rows_to_float(rows_int sum) { return __builtin_convertvector(sum, rows_float); }
