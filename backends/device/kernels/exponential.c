@@ -17,8 +17,8 @@ FUNCTION float exponential(float x) {
     float n = shifted - 12582912.0f;
     float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts; the first has few bits, its product is exact
     float y = EXPONENTIAL_NEAR_0(r);
-    int power = (int)(as_uint(shifted) & 511) - (as_uint(shifted) & 256 ? 512 : 0);  // n again, as the lowest bits tell it
-    int first = power / 2, second = power - first;   // in two steps, since 2^n itself may be too small or too large for a float
+    int power = (int)(as_uint(shifted) << 23) >> 23;  // n again, as the lowest nine bits tell it
+    int first = power >> 1, second = power - first;   // in two steps, since 2^n itself may be too small or too large for a float
     return y * as_float((uint)(first + 127) << 23) * as_float((uint)(second + 127) << 23);
 }
 

@@ -40,8 +40,10 @@ HELPER rows_int JOINED(NAME, _four)(GLOBAL const uchar* q, int side, int g) {
 
 #if SIGNED
 #define ACCUMULATE accumulate_signed
+#define RUNS _Pragma("nounroll")  // one after the other: all at once they have no room in registers
 #else
 #define ACCUMULATE accumulate
+#define RUNS UNROLL
 #endif
 
 // `from`: the first of the LINES rows. A panel has n_blocks blocks.
@@ -84,7 +86,7 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
         rows_int sum[TOKENS];
         UNROLL for (int t = 0; t < TOKENS; t++) sum[t] = (rows_int)ALL(0);
         UNROLL for (int side = 0; side < 2; side++) {
-            UNROLL for (int start_of_run = 0; start_of_run < 4; start_of_run += RUN) {
+            RUNS for (int start_of_run = 0; start_of_run < 4; start_of_run += RUN) {
                 PARTIAL part[TOKENS];
                 UNROLL for (int t = 0; t < TOKENS; t++) part[t] = start(sum[t]);
                 UNROLL for (int g = start_of_run; g < start_of_run + RUN; g++) {
@@ -116,6 +118,7 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
     UNROLL for (int t = 0; t < TOKENS; t++) *(loose_rows_float*)(out + 16 * t + from) = y[t];
 }
 #undef ACCUMULATE
+#undef RUNS
 #undef NAME
 #undef BITS
 #undef OFFSET
