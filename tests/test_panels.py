@@ -14,6 +14,7 @@ import pytest
 
 from backends.conformance.blocks import SCALES, weight
 from backends.device import panels
+from backends.device.arena import PIECE, Arena
 from backends.device.panels import LAYOUTS, layout_of, pack, pack_tensor, packed_bytes, panel_bytes
 from ops.blocks import FORMATS
 from ops.tensor import MadeRows, Tensor
@@ -170,3 +171,16 @@ def test_pages_of_the_file_are_let_go(tmp_path):
     assert resident() >= data.nbytes
     pack_tensor(Tensor("w", (m, n), FORMATS["Q4_0"], data), np.empty((m // 16, panel_bytes(LAYOUTS["Q4_0"], n)), np.uint8), 2)
     assert resident() <= 2 * mmap.PAGESIZE  # the first and the last, which belong to neighbours too
+
+
+def test_arrays_of_an_arena():
+    """Each begins at a line of the cache, and none lies in another."""
+    arena = Arena()
+    taken = [arena.take(shape) for shape in [(3, 5), (1, 64), (7, 1_000_003), (2, PIECE), (1, 1)]]
+    for i, array in enumerate(taken):
+        assert array.dtype == np.uint8
+        assert array.flags.c_contiguous
+        assert array.ctypes.data % 64 == 0
+        array[:] = i
+    for i, array in enumerate(taken):
+        assert (array == i).all()

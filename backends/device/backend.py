@@ -20,6 +20,7 @@ from ops.tensor import MadeRows, Tensor
 from ..base import Backend, Buffer, Options, Plan, Progress
 from ..pages import let_go
 from . import attention, launches, products, top_k, tuning  # noqa: F401  (they fill the table)
+from .arena import Arena
 from .array import DeviceArray, DeviceWeight, PanelWeight, Part
 from .launch import ROOMS, TABLE, Launch, covers
 from .panel_store import PanelStore
@@ -40,6 +41,7 @@ class DeviceBackend(Backend):
         super().__init__(options)
         self.runtime = runtime
         self._kept = PanelStore(self.options.panels_folder)
+        self._arena = Arena()
         self._tuning_lock = Lock()
         self.tuned: Tuning | None = None  # what the device was found to be fastest with, now or earlier
         if file := self.options.tuning_file:
@@ -137,12 +139,17 @@ class DeviceBackend(Backend):
         return PanelWeight(layout, tensor.shape, tuple(parts))
 
     def _packed(self, tensor: Tensor, layout: Layout, first: int, n_panels: int) -> Bytes:
-        """Panels as they are kept on disk, or made now."""
+        """Panels as they are kept on disk, or made now: `keep_panels` keeps these."""
         if (kept := self._kept.find(tensor, first, n_panels)) is not None:
             return kept
-        data = np.empty((n_panels, panel_bytes(layout, tensor.shape[1])), np.uint8)
+        data = self._arena.take((n_panels, panel_bytes(layout, tensor.shape[1])))
         pack_tensor(tensor, data, self.n_threads, first)
-        return self._kept.keep(tensor, first, data)
+        self._kept.add(tensor, first, data)
+        return data
+
+    def keep_panels(self) -> None:
+        """Write what was repacked to disk: once, when all of a model is there."""
+        self._kept.write()
 
     def weight(self, tensor: Tensor) -> DeviceWeight:
         """The tensor's blocks as they are, in as many buffers as the device's largest allocation makes necessary."""

@@ -32,8 +32,8 @@ Quants lie in groups of 64 bytes, four bytes of each row:
     4 bits   4 groups. Byte j of a row in group g: q of column 4g+j in the low nibble, of column 4g+j+16 in the high one
     5 bits   the low four bits as above, then a fifth group: the fifth bits, 32 of a row, lowest first. Bit 8*j + i is that of
              column 4i+j, so shifted down by i the lowest bit of each of its bytes belongs to columns 4i ... 4i+3
-    6 bits   the low four bits as above, then two groups of the upper two bits: of columns 0-15, and of 16-31. Bits 8*j + 2*i and
-             the next one are those of column 4i+j
+    6 bits   the low four bits as above, then two groups of the upper two bits: of columns 0-15, and of 16-31. Bits 8*j + 2*i
+             and 8*j + 2*i+1 are those of column 4i+j
     8 bits   8 groups. Byte j of a row in group g: q of column 4g+j. Q8_0's signed q is stored as q + 128
 
 The blocks of the files are ggml's, from ggml-common.h; `ops/blocks` draws them.
@@ -247,7 +247,8 @@ def _fill_q6_k(blocks: NDArray[Any], rows: NDArray[Any]) -> None:
 
 def _in_turns(high: NDArray[Any]) -> NDArray[Any]:
     """Four words whose bytes have two bits each, as one: [..., 4, row] -> [..., row]"""
-    return high[..., 0, :] | high[..., 1, :] << 2 | high[..., 2, :] << 4 | high[..., 3, :] << 6
+    word: NDArray[Any] = high[..., 0, :] | high[..., 1, :] << 2 | high[..., 2, :] << 4 | high[..., 3, :] << 6
+    return word
 
 
 def _side_by_side(field: NDArray[Any]) -> NDArray[Any]:

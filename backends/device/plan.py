@@ -73,7 +73,7 @@ class DevicePlan:
         self._places = self._fewest_places()
 
     def warm_up(self, progress: Progress) -> None:
-        """Bring the weights to the device, and compile each kernel that steps of one token, of two, of some and of many will want."""
+        """Bring the weights to the device, and compile each kernel that steps of one token, two, some and many will want."""
         self._backend.tune(progress)
         self._bring_weights(progress)
         todo: dict[tuple[Any, ...], tuple[int, Arrays, Launch]] = {}
@@ -162,6 +162,7 @@ class DevicePlan:
         missing = [(key, tensor) for key, tensor in wanted.items() if key not in self._resident]
         for (name, form), tensor in progress(missing, "bringing weights to the device"):
             self._resident[name, form] = self._backend.resident(tensor, form)
+        self._backend.keep_panels()
 
     def _form(self, node: Node, leaf: Value) -> tuple[str, str]:
         """A weight's name, and the form in which this node takes it."""

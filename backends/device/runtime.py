@@ -41,8 +41,8 @@ class Tuning:
     format (2 in Q3_K, 12 in F16) more than on the CPU.
     """
 
-    # Of a tile of integer products, from 64 tokens on: a group of weights is unpacked once for all. Against 4, 8 took 4% less time
-    # in Q4_K with AVX-512 and 25% less in Q6_K; with AVX2 8% less, and as much more in Q8_0
+    # Of a tile of integer products, from 64 tokens on: a group of weights is unpacked once for all. Against 4, 8 took 4% less
+    # time in Q4_K with AVX-512 and 25% less in Q6_K; with AVX2 8% less, and as much more in Q8_0
     tokens: int = 8
     # Of an integer product that is over soon, for each core, so that one may be late. With 4 a token took 4% longer, with 1 in
     # quiet times 3% less

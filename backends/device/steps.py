@@ -14,7 +14,7 @@ from math import prod
 from ..base import usable_cpus
 from .launch import Launch
 from .launches import CHUNK
-from .runtime import Runtime
+from .runtime import Memory, Runtime
 
 KERNELS = {"product_int8", "rope_kv_write", "attention_one", "attention_merge", "add", "get_rows"}
 DEFINES = {"TOKENS", "STRIDE", "R", "NEOX", "HEAD_K", "HEAD_V", "HALF_K", "HALF_V", "HEADS"}  # which these must agree on
@@ -26,7 +26,7 @@ SHARES = 3  # of a product, for each core: so few panels that none is much later
 def together(runtime: Runtime, launches: Sequence[Launch]) -> list[Launch]:
     """The list with one launch in place of those that follow each other and can be stages."""
     defines = {name: value for launch in launches if launch.kernel in KERNELS for name, value in launch.defines.items()}
-    if not DEFINES <= defines.keys() or defines["TOKENS"] != 1:
+    if not defines.keys() >= DEFINES or defines["TOKENS"] != 1:
         return list(launches)
     defines |= {"CHUNK": CHUNK, "STAGE_BYTES": STAGE_BYTES, "COUNTER_BYTES": COUNTER_BYTES}
 
@@ -55,7 +55,7 @@ def _as_one(runtime: Runtime, stages: Sequence[Launch], defines: dict[str, int |
     runtime.clear(counters)
     n_groups = min(runtime.limits.cores, usable_cpus())  # each of them waits awake
 
-    def one(kernel: str, args: tuple, groups: int) -> Launch:
+    def one(kernel: str, args: tuple[Memory | int | float, ...], groups: int) -> Launch:
         return Launch("step.c", kernel, args, (groups,), 1, defines, local_bytes=8 * int(defines["R"]))
 
     notes = []
