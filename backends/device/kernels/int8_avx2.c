@@ -1,5 +1,5 @@
-// Integer dot products with AVX2: products of bytes are added up in pairs, as 16-bit numbers, which hold eight of them if q has
-// five bits at most, and four if it has six. A q of eight bits would overflow them at once: its sign is given to x.
+// Integer dot products with AVX2: products of bytes are added up in pairs, as 16-bit numbers, which hold sixteen of them if q has
+// four bits, eight if it has five, and four if it has six. A q of eight bits would overflow them at once: its sign is given to x.
 //
 //      the words are those of int8_vnni.c
 #define LINES 8
@@ -20,7 +20,7 @@ typedef uchar8 loose_rows_bytes __attribute__((aligned(1)));
 typedef char8 loose_rows_chars __attribute__((aligned(1)));
 
 #define PARTIAL pairs
-#define RUN (BITS < 6 ? 4 : BITS == 6 ? 2 : 1)
+#define RUN (BITS == 4 ? 8 : BITS == 5 ? 4 : BITS == 6 ? 2 : 1)
 #define SIGNED (BITS == 8)
 HELPER pairs start(rows_int sum) { return (pairs)(rows_int)ALL(0); }
 HELPER pairs accumulate(pairs part, rows_int q, int x) {

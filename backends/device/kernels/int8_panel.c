@@ -85,24 +85,27 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
 #endif
         rows_int sum[TOKENS];
         UNROLL for (int t = 0; t < TOKENS; t++) sum[t] = (rows_int)ALL(0);
-        UNROLL for (int side = 0; side < 2; side++) {
-            RUNS for (int start_of_run = 0; start_of_run < 4; start_of_run += RUN) {
-                PARTIAL part[TOKENS];
-                UNROLL for (int t = 0; t < TOKENS; t++) part[t] = start(sum[t]);
-                UNROLL for (int g = start_of_run; g < start_of_run + RUN; g++) {
-                    rows_int q = JOINED(NAME, _four)(w + 4 * from, side, g);
-                    UNROLL for (int t = 0; t < TOKENS; t++) part[t] = ACCUMULATE(part[t], q, x[(4 * side + g) * TOKENS + t]);
-                }
-                UNROLL for (int t = 0; t < TOKENS; t++) sum[t] = finish(sum[t], part[t]);
+        RUNS for (int run = 0; run < 8; run += RUN) {
+            PARTIAL part[TOKENS];
+            UNROLL for (int t = 0; t < TOKENS; t++) part[t] = start(sum[t]);
+            UNROLL for (int i = run; i < run + RUN; i++) {
+                rows_int q = JOINED(NAME, _four)(w + 4 * from, i / 4, i % 4);
+                UNROLL for (int t = 0; t < TOKENS; t++) part[t] = ACCUMULATE(part[t], q, x[i * TOKENS + t]);
             }
+            UNROLL for (int t = 0; t < TOKENS; t++) sum[t] = finish(sum[t], part[t]);
 #if HALVES
-            UNROLL for (int t = 0; t < TOKENS; t++) {
-                rows_float of_side = rows_to_float(sum[t] - OFFSET * (side ? sums[t] - sums_of_half[t] : sums_of_half[t]));
-                total[t] = side ? of_side * small[1] + total[t] : of_side * small[0];
-                sum[t] = (rows_int)ALL(0);
+            if (run + RUN == 4) {
+                UNROLL for (int t = 0; t < TOKENS; t++) {
+                    total[t] = rows_to_float(sum[t] - OFFSET * sums_of_half[t]) * small[0];
+                    sum[t] = (rows_int)ALL(0);
+                }
             }
 #endif
         }
+#if HALVES
+        UNROLL for (int t = 0; t < TOKENS; t++)
+            total[t] += rows_to_float(sum[t] - OFFSET * (sums[t] - sums_of_half[t])) * small[1];
+#endif
         w += 64 * (BITS == 8 ? 8 : BITS);
         UNROLL for (int t = 0; t < TOKENS; t++) {
 #if HALVES
