@@ -38,10 +38,10 @@ def backend(request: pytest.FixtureRequest) -> OpenCL:
         pytest.skip(str(error))
 
 
-def rounded(x: np.ndarray) -> np.ndarray:
-    """Blocks of 32 columns, each number a multiple of its block's largest / 127. In float32 as the kernels do it, where ties
-    are decided."""
-    blocks = x.astype(np.float32).reshape(len(x), -1, 32)
+def rounded(x: np.ndarray, w: Tensor) -> np.ndarray:
+    """Each number a multiple of its block's largest / 127, of blocks of 32 columns, or 256 for weights that have such blocks.
+    In float32 as the kernels do it, where ties are decided."""
+    blocks = x.astype(np.float32).reshape(len(x), -1, w.format.block_size)
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
     return (np.rint(blocks * inverse) * (largest.astype(np.float64) / 127)).reshape(x.shape)
@@ -76,7 +76,7 @@ def test_products_are_those_of_rounded_x(backend, name, n_tokens):
         there = backend.resident(w, backend.form(w, "weight", ops.matmul))
         assert isinstance(there, PanelWeight)
         ours = backend.download(backend.kernel_of(ops.matmul)(backend.upload(x), there))
-        assert_close(ours, ops.matmul.formula(rounded(x), w))
+        assert_close(ours, ops.matmul.formula(rounded(x, w), w))
 
 
 def apply(backend: OpenCL, op, operands: list, **attrs):
@@ -89,24 +89,26 @@ def apply(backend: OpenCL, op, operands: list, **attrs):
 
 @pytest.mark.parametrize("n_tokens", [1, 3, 9])
 def test_fused_products(backend, n_tokens):
-    """Three formats in one launch; what is rounded is the normed x."""
+    """Three formats at once, two of which have x rounded alike; what is rounded is the normed x."""
     n = 512
     x, norm = activations(n_tokens, n), 1 + activations(1, n)[0] / 100
     three = [drawn("Q4_K", 80, n, 1), drawn("Q8_0", 48, n, 2), drawn("Q6_K", 17, n, 3)]
     for ours, w in zip(apply(backend, ops.qkv, [x, *three]), three, strict=True):
-        assert_close(ours, ops.matmul.formula(rounded(x), w))
-    normed = rounded(ops.rmsnorm.formula(x, norm, eps=1e-5))
+        assert_close(ours, ops.matmul.formula(rounded(x, w), w))
+    normed = ops.rmsnorm.formula(x, norm, eps=1e-5)
     for ours, w in zip(apply(backend, ops.norm_qkv, [x, norm, *three], eps=1e-5), three, strict=True):
-        near(ours, ops.matmul.formula(normed, w))
+        near(ours, ops.matmul.formula(rounded(normed, w), w))
     (ours,) = apply(backend, ops.norm_matmul, [x, norm, three[0]], eps=1e-5)
-    near(ours, ops.matmul.formula(normed, three[0]))
+    near(ours, ops.matmul.formula(rounded(normed, three[0]), three[0]))
     residual = activations(n_tokens, 80, 5)
     (ours,) = apply(backend, ops.matmul_add, [x, three[0], residual])
-    assert_close(ours, residual + ops.matmul.formula(rounded(x), three[0]))
-    gate, up = drawn("Q4_0", 70, n, 6), drawn("Q5_1", 70, n, 7)
-    (ours,) = apply(backend, ops.norm_swiglu, [x, norm / 50, gate, up], eps=1e-5)
-    normed = rounded(ops.rmsnorm.formula(x, norm / 50, eps=1e-5))
-    near(ours, ops.swiglu.formula(ops.matmul.formula(normed, gate), ops.matmul.formula(normed, up)))
+    assert_close(ours, residual + ops.matmul.formula(rounded(x, three[0]), three[0]))
+    normed = ops.rmsnorm.formula(x, norm / 50, eps=1e-5)
+    for names in (("Q4_0", "Q5_1"), ("Q5_K", "Q4_K"), ("Q4_0", "Q6_K")):  # the last two in two launches
+        gate, up = (drawn(name, 70, n, seed) for seed, name in enumerate(names, 6))
+        (ours,) = apply(backend, ops.norm_swiglu, [x, norm / 50, gate, up], eps=1e-5)
+        products = (ops.matmul.formula(rounded(normed, w), w) for w in (gate, up))
+        near(ours, ops.swiglu.formula(*products))
 
 
 def near(ours: np.ndarray, right: np.ndarray) -> None:
@@ -122,13 +124,13 @@ def test_formats_without_panels_beside_those_with(backend, n_tokens):
     assert isinstance(backend.resident(three[1], backend.form(three[1], "weight", ops.qkv)), DeviceWeight)
     normed = ops.rmsnorm.formula(x.astype(np.float64), norm, eps=1e-5)
     results = apply(backend, ops.norm_qkv, [x, norm, *three], eps=1e-5)
-    near(results[0], ops.matmul.formula(rounded(normed), three[0]))
+    near(results[0], ops.matmul.formula(rounded(normed, three[0]), three[0]))
     for ours, w in zip(results[1:], three[1:], strict=True):
         assert_close(ours, ops.matmul.formula(normed, w))
     gate, up = drawn("Q4_0", 40, n, 6), drawn("F32", 40, n, 7)
     (ours,) = apply(backend, ops.norm_swiglu, [x, norm / 50, gate, up], eps=1e-5)
     normed = ops.rmsnorm.formula(x.astype(np.float64), norm / 50, eps=1e-5)
-    near(ours, ops.swiglu.formula(ops.matmul.formula(rounded(normed), gate), ops.matmul.formula(normed, up)))
+    near(ours, ops.swiglu.formula(ops.matmul.formula(rounded(normed, gate), gate), ops.matmul.formula(normed, up)))
 
 
 def test_a_weight_in_several_buffers(backend):
@@ -141,24 +143,25 @@ def test_a_weight_in_several_buffers(backend):
     w = drawn("Q4_1", 150, 256)
     there = small.panels(w)
     assert [part.n_rows for part in there.parts] == [32, 32, 32, 32, 22]
-    assert_close(apply(small, ops.matmul, [x, w])[0], ops.matmul.formula(rounded(x), w))
+    assert_close(apply(small, ops.matmul, [x, w])[0], ops.matmul.formula(rounded(x, w), w))
     gate, up = drawn("Q4_0", 150, 256, 1), drawn("Q5_1", 150, 256, 2)
     (ours,) = apply(small, ops.norm_swiglu, [x, np.full(256, 0.02, np.float32), gate, up], eps=1e-5)
-    normed = rounded(ops.rmsnorm.formula(x, np.full(256, 0.02, np.float32), eps=1e-5))
+    normed = rounded(ops.rmsnorm.formula(x, np.full(256, 0.02, np.float32), eps=1e-5), gate)
     near(ours, ops.swiglu.formula(ops.matmul.formula(normed, gate), ops.matmul.formula(normed, up)))
 
 
-def test_numbers_at_the_ends(backend):
+@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q4_K", "Q6_K"])
+def test_numbers_at_the_ends(backend, name):
     """A block of zeros stays zeros; NaN and infinity show in every row that they have a part in, and in no other token."""
-    w = drawn("Q4_0", 20, 64)
-    x = activations(4, 64)
+    w = drawn(name, 20, 256)
+    x = activations(4, 256)
     x[0] = 0
     x[1, 40] = np.nan
     x[2, 3] = np.inf
     (ours,) = apply(backend, ops.matmul, [x, w])
     assert not ours[0].any()
     assert not np.isfinite(ours[1:3]).any()
-    assert_close(ours[3:], ops.matmul.formula(rounded(x[3:]), w))
+    assert_close(ours[3:], ops.matmul.formula(rounded(x[3:], w), w))
 
 
 def test_what_a_cpu_lacks_is_told(monkeypatch):

@@ -113,7 +113,7 @@ class DeviceBackend(Backend):
         return PANELS if panels else dtype
 
     def rounding(self, op: Op, tensor: Tensor) -> int:
-        return 32 if self.form(tensor, "weight", op) == PANELS else 0
+        return LAYOUTS[tensor.format.name].columns if self.form(tensor, "weight", op) == PANELS else 0
 
     def bring(self, tensor: Tensor, form: str) -> Buffer:
         return self.panels(tensor) if form == PANELS else super().bring(tensor, form)

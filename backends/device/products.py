@@ -91,7 +91,7 @@ def norm_qkv(
 def norm_swiglu(
     limits: Limits, x: DeviceArray, norm: DeviceArray, gate: Weight, up: Weight, y: DeviceArray, *, eps: float, rooms: Rooms
 ) -> Iterator[Launch]:
-    if isinstance(gate, PanelWeight) and isinstance(up, PanelWeight):
+    if isinstance(gate, PanelWeight) and isinstance(up, PanelWeight) and gate.layout.columns == up.layout.columns:
         before = Before(norm, eps)
         yield from products_int8.products(limits, x, [gate, up], [y], rooms[0], before=before, epilogue="swiglu")
     else:
@@ -103,11 +103,9 @@ def norm_swiglu(
 def _each(
     limits: Limits, x: DeviceArray, weights: Sequence[Weight], ys: Sequence[DeviceArray], rooms: Rooms
 ) -> Iterator[Launch]:
-    """y = x W^T for each weight, each in the way of its form: those in panels together."""
-    pairs = list(zip(weights, ys, strict=True))
-    if panels := [(weight, y) for weight, y in pairs if isinstance(weight, PanelWeight)]:
-        yield from products_int8.products(limits, x, [weight for weight, _ in panels], [y for _, y in panels], rooms[0])
-    for weight, y in pairs:
+    """y = x W^T for each weight, each in the way of its form."""
+    yield from _in_panels(limits, x, weights, ys, rooms[0])
+    for weight, y in zip(weights, ys, strict=True):
         if isinstance(weight, DeviceWeight):
             yield from _by_floats(limits, x, weight, y)
 
@@ -117,11 +115,26 @@ def _normed_each(
 ) -> Iterator[Launch]:
     """The same for x normed: within the product, or before it."""
     if all(isinstance(weight, PanelWeight) for weight in weights):
-        yield from products_int8.products(limits, x, weights, ys, rooms[0], before=before)  # type: ignore[arg-type]
+        yield from _in_panels(limits, x, weights, ys, rooms[0], before)
     else:
         normed = DeviceArray(rooms[1], x.shape, x.dtype)
         yield from TABLE["rmsnorm"](limits, x, before.norm, normed, eps=before.eps)
         yield from _each(limits, normed, weights, ys, rooms)
+
+
+def _in_panels(
+    limits: Limits,
+    x: DeviceArray,
+    weights: Sequence[Weight],
+    ys: Sequence[DeviceArray],
+    room: Memory,
+    before: Before | None = None,
+) -> Iterator[Launch]:
+    """Of those in panels: those together for which x is rounded alike."""
+    pairs = [(weight, y) for weight, y in zip(weights, ys, strict=True) if isinstance(weight, PanelWeight)]
+    for columns in sorted({weight.layout.columns for weight, _ in pairs}):
+        alike = [(weight, y) for weight, y in pairs if weight.layout.columns == columns]
+        yield from products_int8.products(limits, x, [w for w, _ in alike], [y for _, y in alike], room, before=before)
 
 
 def _by_floats(limits: Limits, x: DeviceArray, weight: DeviceWeight, y: DeviceArray) -> Iterator[Launch]:

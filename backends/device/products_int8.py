@@ -1,4 +1,4 @@
-"""Products on a CPU that multiplies integers: weights in panels, x rounded to bytes block by block, as llama.cpp has it.
+"""Products on a CPU that multiplies integers: weights in panels, x rounded to bytes as llama.cpp has it, block by block.
 
 Up to three weights that read the same x are multiplied in one launch, with the norm before them and what follows in the same
 kernel. Which instructions it uses, `Limits.integers` tells; docs/from-readable-to-fast.md tells what each step has brought.
@@ -51,8 +51,12 @@ def products(
     residual: DeviceArray | None = None,
     epilogue: Literal["", "add", "swiglu"] = "",
 ) -> Iterator[Launch]:
-    """y = x W^T for each weight; with "add" residual + x W^T, with "swiglu" silu(x W0^T) * x W1^T in ys[0]."""
+    """y = x W^T for each weight; with "add" residual + x W^T, with "swiglu" silu(x W0^T) * x W1^T in ys[0].
+
+    x is rounded by as many columns as a layout has in a block or super-block, which must be the same for all weights.
+    """
     n_tokens, n = x.shape
+    (width,) = {weight.layout.columns for weight in weights}
     tokens = tile(limits, n_tokens)
     few = limits.tuning.groups * limits.cores  # work-groups for a product that is over soon
     norm: tuple[Memory, int, float] = (before.norm.memory, 1, before.eps) if before else (x.memory, 0, 0.0)
@@ -61,7 +65,7 @@ def products(
         yield Launch(
             source="product_int8.c",
             kernel="round_int8",
-            args=(x.memory, norm[0], room, n, n_tokens, *norm[1:]),
+            args=(x.memory, norm[0], room, n, n_tokens, width, *norm[1:]),
             groups=(-(-n_tokens // tokens),),
             group_size=1,
             defines=defines,
@@ -78,7 +82,7 @@ def products(
             args=(
                 *(x.memory, norm[0], (residual or x).memory, room),
                 *chain.from_iterable(told),
-                *(n, n_tokens, share, *norm[1:], EPILOGUES[epilogue]),
+                *(n, n_tokens, width, share, *norm[1:], EPILOGUES[epilogue]),
             ),
             groups=(-(-n_panels // share),),
             group_size=1,

@@ -49,10 +49,10 @@ HELPER rows_int JOINED(NAME, _four)(GLOBAL const uchar* q, int side, int g) {
 // `from`: the first of the LINES rows. A panel has n_blocks blocks.
 FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, int from, float* out) {
     rows_float y[TOKENS];
-#if SUPER
-    rows_float large_scale = ALL(0), large_minimum = ALL(0);
-#endif
     UNROLL for (int t = 0; t < TOKENS; t++) y[t] = (rows_float)ALL(0);
+#if SUPER
+    rows_float large_scale = ALL(0), large_minimum = ALL(0), y_by_d[TOKENS];
+#endif
 
     for (int b = 0; b < n_blocks; b++, x += STRIDE * TOKENS) {
         GLOBAL const float* d = (GLOBAL const float*)x + 8 * TOKENS;
@@ -61,6 +61,7 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
         GLOBAL const int* sums_of_half = x + 11 * TOKENS;
 #if SUPER
         if (b % 8 == 0) {
+            UNROLL for (int t = 0; t < TOKENS; t++) y_by_d[t] = (rows_float)ALL(0);
             large_scale = halves(w + 2 * from);
             w += 32;
 #if MINIMUM
@@ -70,7 +71,7 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
         }
 #endif
 #if HALVES
-        rows_float small[2] = {large_scale * small_chars(w + from), large_scale * small_chars(w + 16 + from)}, total[TOKENS];
+        rows_float scale = large_scale * small_chars(w + from), scale_of_second = large_scale * small_chars(w + 16 + from);
         w += 32;
 #elif SUPER
         rows_float scale = large_scale * small_bytes(w + from), minimum = large_minimum * small_bytes(w + 16 + from);
@@ -96,20 +97,19 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
 #if HALVES
             if (run + RUN == 4) {
                 UNROLL for (int t = 0; t < TOKENS; t++) {
-                    total[t] = rows_to_float(sum[t] - OFFSET * sums_of_half[t]) * small[0];
+                    y_by_d[t] += rows_to_float(sum[t] - OFFSET * sums_of_half[t]) * scale;
                     sum[t] = (rows_int)ALL(0);
                 }
             }
 #endif
         }
-#if HALVES
-        UNROLL for (int t = 0; t < TOKENS; t++)
-            total[t] += rows_to_float(sum[t] - OFFSET * (sums[t] - sums_of_half[t])) * small[1];
-#endif
         w += 64 * (BITS == 8 ? 8 : BITS);
         UNROLL for (int t = 0; t < TOKENS; t++) {
 #if HALVES
-            y[t] += total[t] * d[t];
+            y_by_d[t] += rows_to_float(sum[t] - OFFSET * (sums[t] - sums_of_half[t])) * scale_of_second;
+#elif SUPER
+            y_by_d[t] += rows_to_float(sum[t]) * scale;
+            y_by_d[t] -= rows_to_float((rows_int)ALL(sums[t])) * minimum;
 #elif MINIMUM
             y[t] += rows_to_float(sum[t]) * (scale * d[t]);
             y[t] -= minimum * scaled_sum[t];
@@ -117,6 +117,11 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
             y[t] += rows_to_float(sum[t] - (SIGNED ? 0 : OFFSET) * sums[t]) * (scale * d[t]);
 #endif
         }
+#if SUPER
+        if (b % 8 == 7) {
+            UNROLL for (int t = 0; t < TOKENS; t++) y[t] += y_by_d[t] * d[t];
+        }
+#endif
     }
     UNROLL for (int t = 0; t < TOKENS; t++) *(loose_rows_float*)(out + 16 * t + from) = y[t];
 }

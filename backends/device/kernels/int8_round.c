@@ -1,10 +1,11 @@
-// x rounded to bytes, block by block of 32 columns: x = d * q, where d is the block's largest number / 127.
+// x rounded to bytes: x = d * q, where d is the largest number / 127 of `width` columns. These are 32, or 256 where the weights
+// have super-blocks of as many: there d is multiplied once for eight blocks.
 //
 // It lies in tiles of TOKENS tokens, as int8_panel.c reads it, STRIDE ints a block and token:
 //
 //      tile | block | 8 x { 4 columns of token 0, of token 1, ... } | { d } | { d * sum of q } | { sum of q } | { sum of its first half }
 //
-// A block with NaN or infinity in it has such a d, so that every result that it has a part in shows it.
+// What is rounded together with NaN or infinity has such a d, so that every result that it has a part in shows it.
 
 // The largest of sixteen numbers, and their sum.
 FUNCTION int largest16(ints x) {
@@ -23,25 +24,32 @@ FUNCTION int total16(ints x) {
 FUNCTION ints nearest(floats x) { return as_ints(x + 12582912.0f) - 0x4b400000; }
 FUNCTION int4 as_bytes(ints q) { return as_int4(__builtin_convertvector(q, char16)); }
 
-// One token's row to its place in a tile. If `norm` is to be applied, x is multiplied by `scale` and by norm[i] first.
-FUNCTION void round_row(GLOBAL const float* x, GLOBAL const float* norm, float scale, int is_normed, int n, GLOBAL int* tile) {
-    for (int b = 0; b < n / 32; b++, x += 32, norm += 32, tile += STRIDE * TOKENS) {
-        floats first = load_floats(x), second = load_floats(x + 16);
-        if (is_normed) {
-            first = first * scale * load_floats(norm);
-            second = second * scale * load_floats(norm + 16);
+// Sixteen numbers of x, times `scale` and the norm's weights if it is to be normed.
+FUNCTION floats sixteen_of(GLOBAL const float* x, GLOBAL const float* norm, float scale, int is_normed) {
+    return is_normed ? load_floats(x) * scale * load_floats(norm) : load_floats(x);
+}
+
+// One token's row to its place in a tile.
+FUNCTION void round_row(GLOBAL const float* x, GLOBAL const float* norm, float scale, int is_normed, int n, int width,
+                        GLOBAL int* tile) {
+    for (int start = 0; start < n; start += width) {
+        ints sizes = 0;
+        for (int i = start; i < start + width; i += 16) {  // without a sign, floats have their bits' order
+            ints size = as_ints(sixteen_of(x + i, norm + i, scale, is_normed)) & 0x7fffffff;
+            sizes = size > sizes ? size : sizes;
         }
-        ints size = as_ints(first) & 0x7fffffff, other = as_ints(second) & 0x7fffffff;  // without a sign, floats have their bits' order
-        int largest = largest16(size > other ? size : other);
-        float d = as_float(largest) / 127, inverse = largest ? 127 / as_float(largest) : 0;
-        ints low = nearest(first * inverse), high = nearest(second * inverse);
-        int4 q[2] = {as_bytes(low), as_bytes(high)};
-        int sum_of_half = total16(low), sum = sum_of_half + total16(high);
-        UNROLL for (int i = 0; i < 8; i++) tile[i * TOKENS] = ((int*)q)[i];
-        ((GLOBAL float*)tile)[8 * TOKENS] = d;
-        ((GLOBAL float*)tile)[9 * TOKENS] = d * sum;
-        tile[10 * TOKENS] = sum;
-        tile[11 * TOKENS] = sum_of_half;
+        float largest = as_float(largest16(sizes)), d = largest / 127, inverse = as_int(largest) ? 127 / largest : 0;
+        for (int i = start; i < start + width; i += 32, tile += STRIDE * TOKENS) {
+            ints low = nearest(sixteen_of(x + i, norm + i, scale, is_normed) * inverse);
+            ints high = nearest(sixteen_of(x + i + 16, norm + i + 16, scale, is_normed) * inverse);
+            int4 q[2] = {as_bytes(low), as_bytes(high)};
+            int sum_of_half = total16(low), sum = sum_of_half + total16(high);
+            UNROLL for (int j = 0; j < 8; j++) tile[j * TOKENS] = ((int*)q)[j];
+            ((GLOBAL float*)tile)[8 * TOKENS] = d;
+            ((GLOBAL float*)tile)[9 * TOKENS] = d * sum;
+            tile[10 * TOKENS] = sum;
+            tile[11 * TOKENS] = sum_of_half;
+        }
     }
 }
 

@@ -70,11 +70,12 @@ FUNCTION void multiply(int layout, GLOBAL const uchar* w, GLOBAL const int* x, i
 }
 
 // A work-group for a tile of x.
-KERNEL void round_int8(GLOBAL const float* x, GLOBAL const float* norm, GLOBAL int* room, int n, int T, int is_normed, float eps) {
+KERNEL void round_int8(GLOBAL const float* x, GLOBAL const float* norm, GLOBAL int* room, int n, int T, int width,
+                       int is_normed, float eps) {
     GLOBAL int* tile = room + (size_t)GROUP(0) * STRIDE * TOKENS * (n / 32);
     for (int t = 0; t < TOKENS; t++) {
         GLOBAL const float* row = x + (size_t)min(GROUP(0) * TOKENS + t, T - 1) * n;  // past the last token the last one again
-        round_row(row, norm, is_normed ? scale_of_norm(row, n, eps) : 1, is_normed, n, tile + t);
+        round_row(row, norm, is_normed ? scale_of_norm(row, n, eps) : 1, is_normed, n, width, tile + t);
     }
 }
 
@@ -89,7 +90,7 @@ struct product {
     GLOBAL const float *x, *norm, *residual;
     GLOBAL int* room;
     struct weight weights[3];
-    int n, T, share, is_normed;
+    int n, T, width, share, is_normed;
     float eps;
     int epilogue;  // 0: y = x W^T      1: y = residual + x W^T      2: y = silu(x W0^T) * x W1^T
 };
@@ -99,9 +100,9 @@ struct product {
                   int rows##i, int first_row##i, int m##i
 #define WEIGHT_TOLD(i) {panels##i, y##i, layout##i, n_panels##i, panel_bytes##i, rows##i, first_row##i, m##i}
 #define PRODUCT GLOBAL const float *x, GLOBAL const float *norm, GLOBAL const float *residual, GLOBAL int *room, \
-                WEIGHT(0), WEIGHT(1), WEIGHT(2), int n, int T, int share, int is_normed, float eps, int epilogue
+                WEIGHT(0), WEIGHT(1), WEIGHT(2), int n, int T, int width, int share, int is_normed, float eps, int epilogue
 #define PRODUCT_TOLD {x, norm, residual, room, {WEIGHT_TOLD(0), WEIGHT_TOLD(1), WEIGHT_TOLD(2)}, \
-                      n, T, share, is_normed, eps, epilogue}
+                      n, T, width, share, is_normed, eps, epilogue}
 
 // Panels there are, counted through all W; of a gated unit the two that belong together count as one.
 FUNCTION int panels(const struct product* a) {
@@ -119,7 +120,7 @@ FUNCTION const struct weight* weight_of(const struct product* a, int p, int* pan
 // Of a single token: x rounded to this work-group's part of the room.
 FUNCTION void round_one(const struct product* a) {
     GLOBAL int* own = a->room + (size_t)GROUP(0) * STRIDE * (a->n / 32);
-    round_row(a->x, a->norm, a->is_normed ? scale_of_norm(a->x, a->n, a->eps) : 1, a->is_normed, a->n, own);
+    round_row(a->x, a->norm, a->is_normed ? scale_of_norm(a->x, a->n, a->eps) : 1, a->is_normed, a->n, a->width, own);
 }
 
 // The panels `from` to `to`, and all of the T tokens.
