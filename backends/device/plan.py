@@ -35,7 +35,6 @@ Array = DeviceArray | DeviceWeight | PanelWeight
 Arrays = dict[Value, DeviceArray]
 Call = Callable[[], None]
 
-TABLES = 2  # for a token whose logits are wanted, and for one without
 LAUNCHES = 2  # of a node, on an average not more
 
 
@@ -76,15 +75,18 @@ class DevicePlan:
         """Bring the weights to the device, and compile each kernel that steps of one token, two, some and many will want."""
         self._backend.tune(progress)
         self._bring_weights(progress)
-        todo: dict[tuple[Any, ...], tuple[int, Arrays, Launch]] = {}
+        todo: dict[Any, tuple[int, Arrays, list[Launch]]] = {}
         for n_tokens in sorted({min(n, self._largest["T"]) for n in (1, 2, 3, self._largest["T"])}):
             arrays = self._arrays({**self._largest, "T": n_tokens, "S": n_tokens}, self._spare_caches(n_tokens))
             launches = [launch for node in self._graph.nodes for launch in self._launches(node, arrays)]
-            for launch in [*launches, *self._together(launches)]:
+            for launch in launches:
                 if not self._runtime.is_compiled(launch):
-                    todo.setdefault((launch.program, launch.kernel, launch.group_size), (n_tokens, arrays, launch))
+                    todo.setdefault((launch.program, launch.kernel, launch.group_size), (n_tokens, arrays, [launch]))
+            if todo and n_tokens == 1:
+                todo["together"] = (n_tokens, arrays, launches)
+        self._programs.clear()  # whose table is used for this
         written = 0
-        for n_tokens, arrays, launch in progress(list(todo.values()), "compiling kernels"):
+        for n_tokens, arrays, launches in progress(list(todo.values()), "compiling kernels"):
             if written != n_tokens:  # what kernels find their way by must be right; the numbers may be anything
                 for name, value in self._inputs.items():
                     if value.dtype == "int":
@@ -92,7 +94,7 @@ class DevicePlan:
                             arrays[value], np.arange(n_tokens) if name == "positions" else np.zeros(arrays[value].shape)
                         )
                 written = n_tokens
-            self._runtime.prepare([launch])()
+            self._runtime.prepare(self._together(launches, self._largest))()
             self._runtime.finish()
 
     def _spare_caches(self, n_tokens: int) -> dict[str, DeviceArray]:
@@ -148,13 +150,13 @@ class DevicePlan:
             by_node = [(node, self._launches(node, arrays)) for node in self._graph.nodes]
             calls: list[tuple[Node | None, list[Launch]]] = [*by_node]
             if not observed:
-                calls = [(None, self._together(launch for _, todo in by_node for launch in todo))]
+                calls = [(None, self._together((launch for _, todo in by_node for launch in todo), sizes))]
             self._programs[key] = Program(arrays, [(node, self._runtime.prepare(todo)) for node, todo in calls])
         return self._programs[key]
 
-    def _together(self, launches: Iterable[Launch]) -> list[Launch]:
+    def _together(self, launches: Iterable[Launch], sizes: Sizes) -> list[Launch]:
         """A step's launches; nearly all of them in one, if they are for one token. The plan keeps alive what they work on."""
-        return together(self._runtime, list(launches))
+        return together(self._runtime, list(launches), self._tables[min(sizes.get("U", 0), 1)])
 
     def _bring_weights(self, progress: Progress) -> None:
         tensors, nodes = self._tensors, self._graph.nodes
@@ -181,6 +183,7 @@ class DevicePlan:
         self._buffers.clear()  # before the new ones: both may not fit
         self._largest = {}  # if memory runs out now, the next step comes here again
         self._rooms.clear()
+        self._tables.clear()
         self._take_room(largest)
         self._largest = largest
 
@@ -189,6 +192,8 @@ class DevicePlan:
         self._shared = scratch(self._graph, list(self._inputs.values()), largest)
         self._buffers: list[Memory] = [self._runtime.allocate(n) for n in self._shared.sizes]
         self._rooms = [self._runtime.allocate(n) for n in rooms(self._runtime.limits, self._graph, largest)]
+        n = table(self._runtime.limits, self._graph)
+        self._tables = [self._runtime.allocate(n) if n else None for _ in range(2)]
 
     def _arrays(self, sizes: Sizes, caches: Mapping[str, DeviceArray]) -> Arrays:
         """Every value's array for a step of these sizes, but the weights'."""
@@ -241,15 +246,15 @@ def rooms(limits: Limits, graph: Graph, sizes: Sizes) -> list[int]:
     return [max(sizes) for sizes in zip_longest(*wanted, fillvalue=0)]
 
 
-def tables(limits: Limits, graph: Graph) -> int:
-    """Bytes of what steps of one token are told, if they are one launch."""
-    return TABLES * table_bytes(LAUNCHES * len(graph.nodes)) if limits.integers else 0
+def table(limits: Limits, graph: Graph) -> int:
+    """Bytes of what a step of one token is told that is one launch. There are two: one for steps whose logits are wanted."""
+    return table_bytes(LAUNCHES * len(graph.nodes)) if limits.integers else 0
 
 
 def scratch_bytes(limits: Limits, graph: Graph, sizes: Sizes) -> int:
     """Bytes of all this, for a graph that is fused and whose inputs are the leaves that differ from step to step."""
     inputs = [v for v in graph.leaves.values() if any(isinstance(d, str) and d != "C" for d in v.shape)]
-    return sum(scratch(graph, inputs, sizes).sizes) + sum(rooms(limits, graph, sizes)) + tables(limits, graph)
+    return sum(scratch(graph, inputs, sizes).sizes) + sum(rooms(limits, graph, sizes)) + 2 * table(limits, graph)
 
 
 def _largest(sizes: Sizes) -> dict[str, int]:

@@ -2,12 +2,12 @@
 
 Its stages are the launches as they stand in the step's list. Each is told the same as the kernel of its own, and does the same;
 all that differs is who comes after whom. What it is told is noted once in a table on the device, by a kernel: so a step passes
-three arguments instead of thousands.
+two arguments instead of thousands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from math import prod
 
@@ -23,36 +23,33 @@ COUNTER_BYTES = 64  # a line of the cache. A stage has two: how many of its shar
 SHARES = 3  # of a product, for each core: so few panels that none is much later than the others
 
 
-def together(runtime: Runtime, launches: Sequence[Launch]) -> list[Launch]:
-    """The list with one launch in place of those that follow each other and can be stages."""
+def together(runtime: Runtime, launches: Sequence[Launch], table: Memory | None) -> list[Launch]:
+    """The list with one launch in place of those that follow each other and can be stages, if the table has room for them.
+
+    It holds what they are told, for as long as the list is used.
+    """
     defines = {name: value for launch in launches if launch.kernel in KERNELS for name, value in launch.defines.items()}
-    if not defines.keys() >= DEFINES or defines["TOKENS"] != 1:
+    if table is None or not defines.keys() >= DEFINES or defines["TOKENS"] != 1:
         return list(launches)
     defines |= {"CHUNK": CHUNK, "STAGE_BYTES": STAGE_BYTES, "COUNTER_BYTES": COUNTER_BYTES}
 
     def is_stage(launch: Launch) -> bool:
         return launch.kernel in KERNELS and launch.defines.items() <= defines.items()
 
-    def parts() -> Iterator[Launch]:
-        for are_stages, run in groupby(launches, is_stage):
-            part = list(run)
-            if are_stages and len(part) > 1:
-                yield _as_one(runtime, part, defines)
-            else:
-                yield from part
-
-    return list(parts())
+    runs = [(are_stages, list(run)) for are_stages, run in groupby(launches, is_stage)]
+    longest = max((run for are_stages, run in runs if are_stages), key=len, default=[])
+    if not 1 < len(longest) <= table.nbytes // table_bytes(1):
+        return list(launches)
+    return [launch for _, run in runs for launch in ([_as_one(runtime, run, defines, table)] if run is longest else run)]
 
 
-def table_bytes(n_launches: int) -> int:
-    """Of the tables and counters for so many launches."""
-    return n_launches * (STAGE_BYTES + 2 * COUNTER_BYTES) + COUNTER_BYTES
+def table_bytes(n_stages: int) -> int:
+    """Of a table for so many stages."""
+    return n_stages * (STAGE_BYTES + 3 * COUNTER_BYTES)  # the third is one for all
 
 
-def _as_one(runtime: Runtime, stages: Sequence[Launch], defines: dict[str, int | str]) -> Launch:
-    table = runtime.allocate(len(stages) * STAGE_BYTES)
-    counters = runtime.allocate((2 * len(stages) + 1) * COUNTER_BYTES)
-    runtime.clear(counters)
+def _as_one(runtime: Runtime, stages: Sequence[Launch], defines: dict[str, int | str], table: Memory) -> Launch:
+    runtime.clear(table)
     n_groups = min(runtime.limits.cores, usable_cpus())  # each of them waits awake
 
     def one(kernel: str, args: tuple[Memory | int | float, ...], groups: int) -> Launch:
@@ -64,4 +61,4 @@ def _as_one(runtime: Runtime, stages: Sequence[Launch], defines: dict[str, int |
         notes.append(one(f"note_{stage.kernel}", (*stage.args, table, at, n_shares), 1))
     runtime.prepare(notes)()
     runtime.finish()
-    return one("whole_step", (table, counters, len(stages)), n_groups)
+    return one("whole_step", (table, len(stages)), n_groups)

@@ -9,15 +9,16 @@
 
 // The largest of sixteen numbers, and their sum.
 FUNCTION int largest16(ints x) {
-    int8 a = x.lo > x.hi ? x.lo : x.hi;
-    int4 b = a.lo > a.hi ? a.lo : a.hi, c = b.zwxy;
-    b = b > c ? b : c;
-    return b.x > b.y ? b.x : b.y;
+    const int4* part = (const int4*)&x;
+    int4 a = part[0] > part[1] ? part[0] : part[1], b = part[2] > part[3] ? part[2] : part[3];
+    a = a > b ? a : b;
+    int first = a.x > a.y ? a.x : a.y, second = a.z > a.w ? a.z : a.w;
+    return first > second ? first : second;
 }
 FUNCTION int total16(ints x) {
-    int8 a = x.lo + x.hi;
-    int4 b = a.lo + a.hi;
-    return b.x + b.y + b.z + b.w;
+    const int4* part = (const int4*)&x;
+    int4 a = (part[0] + part[1]) + (part[2] + part[3]);
+    return (a.x + a.y) + (a.z + a.w);
 }
 
 // The whole numbers that x is nearest to: after 1.5 * 2^23 has been added, they are what its lowest bits tell.

@@ -68,6 +68,7 @@ KERNEL void note_get_rows(ROWS_OF, NOTE) {
 }
 
 #define APART (COUNTER_BYTES / 4)  // ints from one counter to the next: each has a line of the cache
+// The counters lie behind the stages.
 #define TAKEN(stage) counters[APART * 2 * (stage)]
 #define DONE(stage) counters[APART * (2 * (stage) + 1)]
 #define GONE counters[APART * 2 * n_stages]  // work-groups that have come to the end
@@ -97,9 +98,10 @@ FUNCTION void wait_for(volatile GLOBAL int* counters, GLOBAL const struct stage*
     mem_fence(CLK_GLOBAL_MEM_FENCE);
 }
 
-// counters: all zeros, and again zeros in the end.
-KERNEL void whole_step(GLOBAL const struct stage* stages, volatile GLOBAL int* counters, int n_stages) {
+// The counters are all zeros, and again zeros in the end.
+KERNEL void whole_step(GLOBAL const struct stage* stages, int n_stages) {
     LOCAL float cosine[R], sine[R];
+    volatile GLOBAL int* counters = (volatile GLOBAL int*)(stages + n_stages);
     int share = atomic_inc(&TAKEN(0));
     for (int s = 0; s < n_stages; s++) {
         int is_first = 1;
