@@ -27,6 +27,11 @@ class Hole:
 
 def fuse(graph: Graph, ops: Iterable[Op]) -> Graph:
     """The same graph with every occurrence of these fused ops' formulas replaced by one node each, the longest first."""
+    wanted = tuple(ops)
+    return graph.once(wanted, lambda: _fused(graph, wanted))
+
+
+def _fused(graph: Graph, ops: Iterable[Op]) -> Graph:
     patterns = [(op, _pattern(op)) for op in ops]
     for op, pattern in sorted(patterns, key=lambda p: -len(p[1].nodes)):
         graph = replace(graph, nodes=_rewrite(graph, op, pattern))

@@ -10,7 +10,7 @@ graph.outputs = [y]
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -87,6 +87,14 @@ class Graph:
     checked: bool = True  # False for the pattern of a fused op, which has no shapes to check
     written_out: bool = False  # True: a fused op that is called leaves the nodes of the ops it is made of
     _names: set[str] = field(default_factory=set)
+    _made: dict[Hashable, Graph] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, what: Hashable, make: Callable[[], Graph]) -> Graph:
+        """A graph that is made of this one, made once for as long as its nodes and outputs stay the same."""
+        key = (what, tuple(self.nodes), tuple(self.outputs))
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def leaf(self, name: str, shape: Sequence[Dim], dtype: str = "float") -> Value:
         """The leaf of that name, made at the first call."""
@@ -107,6 +115,9 @@ class Graph:
 
     def part(self, nodes: list[Node]) -> Graph:
         """The graph of just these nodes: what they need from outside becomes leaves, what others need of them outputs."""
+        return self.once(tuple(nodes), lambda: self._part(nodes))
+
+    def _part(self, nodes: list[Node]) -> Graph:
         made = dict.fromkeys(v for n in nodes for v in n.outputs)
         leaves = {v.name: v for n in nodes for v in n.inputs if v not in made}
         inside = set(nodes)

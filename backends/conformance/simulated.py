@@ -37,6 +37,10 @@ class SimulatedRuntime(OpenCLRuntime):
         self._kept.append(super()._allocate(nbytes))
         return self._kept[-1]
 
+    def _zeros(self, nbytes: int) -> cl.Buffer:
+        self._kept.append(super()._zeros(nbytes))
+        return self._kept[-1]
+
     def _upload(self, data: NDArray[np.uint8]) -> cl.Buffer:
         self._kept.append(super()._upload(data))
         return self._kept[-1]

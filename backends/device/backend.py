@@ -84,9 +84,8 @@ class DeviceBackend(Backend):
     # Where arrays live
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
-        array = self._empty(shape, np.dtype(dtype))
-        self.runtime.clear(array.memory)
-        return array
+        kind = np.dtype(dtype)
+        return DeviceArray(self.runtime.zeros(prod(shape) * kind.itemsize), tuple(shape), kind)
 
     def upload(self, array: NDArray[Any]) -> DeviceArray:
         kept = np.ascontiguousarray(array, _stored(array.dtype)).reshape(array.shape)  # a scalar stays one

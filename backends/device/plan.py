@@ -77,13 +77,16 @@ class DevicePlan:
         self._bring_weights(progress)
         todo: dict[Any, tuple[int, Arrays, list[Launch]]] = {}
         for n_tokens in sorted({min(n, self._largest["T"]) for n in (1, 2, 3, self._largest["T"])}):
-            arrays = self._arrays({**self._largest, "T": n_tokens, "S": n_tokens}, self._spare_caches(n_tokens))
+            sizes = {**self._largest, "T": n_tokens, "U": min(n_tokens, self._largest["U"]), "S": n_tokens}
+            arrays = self._arrays(sizes, self._spare_caches(n_tokens))
             launches = [launch for node in self._graph.nodes for launch in self._launches(node, arrays)]
-            for launch in launches:
+            each = {(launch.program, launch.kernel, launch.group_size): launch for launch in launches}
+            as_run, notes = together(self._runtime.limits, list(each.values()), self._tables[0])
+            if notes and not all(map(self._runtime.is_compiled, as_run)):  # kernels of their own are for an observer only
+                todo["together"] = (n_tokens, arrays, list(each.values()))
+            for key, launch in {} if notes else each.items():
                 if not self._runtime.is_compiled(launch):
-                    todo.setdefault((launch.program, launch.kernel, launch.group_size), (n_tokens, arrays, [launch]))
-            if todo and n_tokens == 1:
-                todo["together"] = (n_tokens, arrays, launches)
+                    todo.setdefault(key, (n_tokens, arrays, [launch]))
         self._programs.clear()  # whose table is used for this
         written = 0
         for n_tokens, arrays, launches in progress(list(todo.values()), "compiling kernels"):
@@ -150,13 +153,20 @@ class DevicePlan:
             by_node = [(node, self._launches(node, arrays)) for node in self._graph.nodes]
             calls: list[tuple[Node | None, list[Launch]]] = [*by_node]
             if not observed:
-                calls = [(None, self._together((launch for _, todo in by_node for launch in todo), sizes))]
+                calls = [(None, self._together([launch for _, todo in by_node for launch in todo], sizes))]
             self._programs[key] = Program(arrays, [(node, self._runtime.prepare(todo)) for node, todo in calls])
         return self._programs[key]
 
-    def _together(self, launches: Iterable[Launch], sizes: Sizes) -> list[Launch]:
+    def _together(self, launches: Sequence[Launch], sizes: Sizes) -> list[Launch]:
         """A step's launches; nearly all of them in one, if they are for one token. The plan keeps alive what they work on."""
-        return together(self._runtime, list(launches), self._tables[min(sizes.get("U", 0), 1)])
+        table = self._tables[min(sizes.get("U", 0), 1)]
+        launches, notes = together(self._runtime.limits, launches, table)
+        if table and notes:
+            self._runtime.clear(table)
+            for note in notes:  # one by one: then they share a few kernels, and to make a kernel takes longer
+                self._runtime.prepare([note])()
+            self._runtime.finish()
+        return launches
 
     def _bring_weights(self, progress: Progress) -> None:
         tensors, nodes = self._tensors, self._graph.nodes

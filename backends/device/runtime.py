@@ -103,6 +103,12 @@ class Runtime(ABC):
         """A buffer of undefined content. BackendError if the device, or what the user allows of it, is full."""
         return self._made(nbytes, lambda: self._allocate(max(nbytes, 1)))
 
+    def zeros(self, nbytes: int) -> Memory:
+        """A buffer of zeros."""
+        memory = self.allocate(nbytes)
+        self.clear(memory)
+        return memory
+
     def upload(self, data: Bytes) -> Memory:
         """A buffer with this content: the array's own memory where device and host share it, else a copy.
 

@@ -43,18 +43,33 @@ class OpenCLRuntime(Runtime):
     # Memory
 
     def _allocate(self, nbytes: int) -> cl.Buffer:
-        if nbytes > self.limits.allocation:
-            raise BackendError(
-                f"a buffer of {nbytes / 2**20:.1f} MiB is more than {self.limits.name} gives at once "
-                f"({self.limits.allocation / 2**20:.1f} MiB): use a shorter context (-c) or smaller batches (-b)"
-            )
+        self._check_size(nbytes)
         with self._told(nbytes):
             return cl.Buffer(self._context, cl.mem_flags.READ_WRITE, nbytes)
+
+    def zeros(self, nbytes: int) -> Memory:
+        """Where the memory is the host's, the system's own zeros: a cache takes none before it is written."""
+        if not self.shares_memory:
+            return super().zeros(nbytes)
+        return self._made(nbytes, lambda: self._zeros(max(nbytes, 1)))
+
+    def _zeros(self, nbytes: int) -> cl.Buffer:
+        self._check_size(nbytes)
+        how = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR
+        with self._told(nbytes):
+            return cl.Buffer(self._context, how, hostbuf=np.zeros(nbytes, np.uint8))
 
     def _upload(self, data: NDArray[np.uint8]) -> cl.Buffer:
         how = cl.mem_flags.USE_HOST_PTR if self.shares_memory else cl.mem_flags.COPY_HOST_PTR
         with self._told(data.nbytes):
             return cl.Buffer(self._context, cl.mem_flags.READ_ONLY | how, hostbuf=data)
+
+    def _check_size(self, nbytes: int) -> None:
+        if nbytes > self.limits.allocation:
+            raise BackendError(
+                f"a buffer of {nbytes / 2**20:.1f} MiB is more than {self.limits.name} gives at once "
+                f"({self.limits.allocation / 2**20:.1f} MiB): use a shorter context (-c) or smaller batches (-b)"
+            )
 
     def _finish(self) -> None:
         with self._told():
