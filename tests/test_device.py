@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from ops.tensor import Tensor
 
 cl = pytest.importorskip("pyopencl", reason="pyopencl is not installed: pip install -e '.[opencl]'")
 
-from backends.opencl import OpenCL  # noqa: E402
+from backends.opencl import OpenCL, devices  # noqa: E402
 from tinyllama import Model  # noqa: E402
 
 TINY = Path(__file__).parent / "data" / "tiny" / "llama-q.gguf"
@@ -46,6 +47,41 @@ def small_graph() -> Graph:
     h = ops.silu(ops.matmul(x, w))
     graph.outputs = [ops.add(ops.silu(ops.silu(h)), h)]
     return graph
+
+
+# Memory
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells it so")
+def test_a_cache_takes_no_memory_before_it_is_written(backend):
+    if not backend.runtime.shares_memory:
+        pytest.skip("this device has memory of its own")
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    before = resident()
+    cache = backend.allocate((1 << 26,), np.float32)  # 256 MiB
+    assert backend.memory_used() == 1 << 28
+    assert resident() - before < 1 << 25
+    assert not backend.download(cache).any()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux tells on which processors one may run")
+@pytest.mark.parametrize(
+    ("usable", "n_threads", "apart"),
+    [({0, 1}, None, True), ({0, 1}, 2, True), ({0, 1}, 5, True), ({0, 1}, 1, False), ({1}, None, False), ({1}, 1, False)],
+)
+def test_threads_have_processors_of_their_own_if_they_have_all(usable, n_threads, apart, monkeypatch):
+    """Fewer threads than processors are free to go where nobody else computes."""
+    monkeypatch.delenv("POCL_AFFINITY", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: usable)
+    devices.keep_threads_apart(n_threads)
+    assert (os.environ.get("POCL_AFFINITY") == "1") == apart
+    monkeypatch.setenv("POCL_AFFINITY", "0")
+    devices.keep_threads_apart(n_threads)
+    assert os.environ["POCL_AFFINITY"] == "0"  # what the user says
 
 
 # Buffers by lifetime

@@ -72,6 +72,19 @@ def test_fusion_finds_the_formula_and_its_attributes():
     assert node.output.name == "kqv"
 
 
+def test_a_graph_is_fused_once_for_as_long_as_it_stays_the_same():
+    graph = Graph()
+    x, gate = graph.leaf("x", ("T", 8)), graph.leaf("gate", ("T", 8))
+    graph.outputs = [ops.mul(ops.silu(gate), x)]
+    once = fuse(graph, [ops.swiglu])
+    assert fuse(graph, [ops.swiglu]) is once
+    assert [n.op for n in fuse(graph, []).nodes] == [ops.silu, ops.mul]
+    graph.outputs = [*graph.outputs, graph.nodes[0].output]
+    assert [n.op for n in fuse(graph, [ops.swiglu]).nodes] == [ops.silu, ops.mul]  # silu is an output now
+    graph.outputs = [ops.add(ops.mul(ops.silu(gate), x), x)]
+    assert ops.add in [n.op for n in fuse(graph, [ops.swiglu]).nodes]
+
+
 def test_fusion_leaves_alone_what_someone_else_needs():
     graph = attention_graph(scale=0.25)
     graph.outputs.append(next(n.output for n in graph.nodes if n.output.name == "p"))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from backends import Options
+from backends.device import plan
 from ops.errors import BackendError
 from tinyllama import Model
 
@@ -60,6 +61,21 @@ def test_two_contexts_in_turns(smollm2):
         expected = alone.eval([token])
         assert np.array_equal(first.eval([token]), expected)
         assert np.array_equal(second.eval([token]), expected)
+
+
+def test_a_table_without_room(smollm2, monkeypatch):
+    """Then the launches stay as they are."""
+    backend = made("cpu", None)
+    model = Model.load(smollm2, backend=backend, n_ctx=64)
+    monkeypatch.setattr(plan, "table", lambda limits, graph: 1000)
+    apart = model.context()
+    monkeypatch.undo()
+    together = model.context()
+    for token in (1, 2, 3):
+        assert np.array_equal(together.eval([token]), apart.eval([token]))
+    before, _ = backend.launched()
+    apart.eval([4])
+    assert backend.launched()[0] - before > 7 * model.config.n_layer
 
 
 def test_weights_in_several_buffers(smollm2):

@@ -17,8 +17,8 @@ from numpy.typing import DTypeLike
 from backends.base import Backend, Buffer, Device, Options
 from backends.device import launches, products  # noqa: F401  (they fill the table)
 from backends.device.launch import covers
-from backends.device.plan import scratch_bytes
 from backends.device.runtime import Limits
+from backends.device.scratch import scratch_bytes
 from backends.numpy import Numpy
 from backends.numpy.allocator import give_back_freed_memory
 from backends.registry import get_backend

@@ -25,8 +25,9 @@ from .array import DeviceArray, DeviceWeight, PanelWeight, Part
 from .launch import ROOMS, TABLE, Launch, covers
 from .panel_store import PanelStore
 from .panels import LAYOUTS, ROWS, Bytes, Layout, layout_of, pack_tensor, packed_bytes, panel_bytes
-from .plan import DevicePlan, scratch_bytes
+from .plan import DevicePlan
 from .runtime import Memory, Runtime, Tuning
+from .scratch import scratch_bytes
 
 Operand = DeviceArray | DeviceWeight | PanelWeight
 PANELS = "panels"  # the form of a weight that is multiplied by integers

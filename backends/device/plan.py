@@ -6,36 +6,32 @@ Kernels read them there. So the launches for one token are always the same ones,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from threading import RLock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ops.errors import ShapeError
-from ops.graph import Dim, Graph, Node, Value
+from ops.graph import Graph, Node, Value
 from ops.tensor import Tensor
 
 from ..base import Buffer, Event, Observer, Progress
 from ..plan import sizes_of
 from .array import DeviceArray, DeviceWeight, PanelWeight
-from .launch import ROOMS, Launch
-from .lifetimes import Lifetime, Shared, share
-from .runtime import Limits, Memory
-from .steps import table_bytes, together
+from .launch import Launch
+from .runtime import Memory
+from .scratch import Sizes, own_values, rooms, scratch, sized, table, views
+from .steps import together
 
 if TYPE_CHECKING:
     from .backend import DeviceBackend
 
-Sizes = Mapping[str, int]
 Array = DeviceArray | DeviceWeight | PanelWeight
 Arrays = dict[Value, DeviceArray]
 Call = Callable[[], None]
-
-LAUNCHES = 2  # of a node, on an average not more
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class DevicePlan:
         self._places = self._fewest_places()
         self._resident: dict[tuple[str, str], Array] = {}  # by name and form: a tied table may be needed in two
         # no size depends on S, unless attention runs in parts, or what is seen of a cache is a result
-        self._needs_seen = any("S" in v.shape for v in [*_own_values(graph, self._inputs.values()), *graph.outputs])
+        self._needs_seen = any("S" in v.shape for v in [*own_values(graph, self._inputs.values()), *graph.outputs])
         self._largest = {"T": 1, "U": 1, **sizes}
         self._take_room(self._largest)
         self._programs: dict[tuple[Any, ...], Program] = {}
@@ -209,13 +205,13 @@ class DevicePlan:
         """Every value's array for a step of these sizes, but the weights'."""
         leaves = self._graph.leaves
         arrays: Arrays = {leaves[name]: cache for name, cache in caches.items() if name in leaves}
-        own = zip(_own_values(self._graph, self._inputs.values()), self._shared.buffer_of, strict=True)
+        own = zip(own_values(self._graph, self._inputs.values()), self._shared.buffer_of, strict=True)
         for value, buffer in own:
             dtype = np.dtype(np.int32 if value.dtype == "int" else np.float32)
-            arrays[value] = DeviceArray(self._buffers[buffer], _sized(value.shape, sizes), dtype)
+            arrays[value] = DeviceArray(self._buffers[buffer], sized(value.shape, sizes), dtype)
         for node in self._graph.nodes:
-            for value, viewed in _views(node):
-                arrays[value] = arrays[viewed].seen_as(_sized(value.shape, sizes))
+            for value, viewed in views(node):
+                arrays[value] = arrays[viewed].seen_as(sized(value.shape, sizes))
         return arrays
 
     def _launches(self, node: Node, arrays: Arrays) -> list[Launch]:
@@ -226,73 +222,9 @@ class DevicePlan:
         self._runtime.write(target.memory, np.ascontiguousarray(array, target.dtype))
 
 
-def scratch(graph: Graph, inputs: Sequence[Value], sizes: Sizes) -> Shared:
-    """Buffers for a step's inputs and for what its nodes make."""
-    moment = {v: i for i, n in enumerate(graph.nodes) for v in n.outputs}
-    root = {v: v for v in graph.leaves.values()}
-    for node in graph.nodes:
-        root |= {v: v for v in node.outputs} | {v: root[viewed] for v, viewed in _views(node)}
-    last_use = {root[v]: i for i, n in enumerate(graph.nodes) for v in n.inputs}
-    last_use |= {root[v]: len(graph.nodes) for v in graph.outputs}
-    last_use |= {v: len(graph.nodes) for v in inputs if v.dtype == "int"}  # kernels find their way by them: never overwritten
-    known = _largest(sizes)
-    values = _own_values(graph, inputs)
-    return share(
-        [
-            Lifetime(4 * int(np.prod(_sized(v.shape, known))), moment.get(v, 0), last_use.get(v, moment.get(v, 0)))
-            for v in values
-        ]
-    )
-
-
-def rooms(limits: Limits, graph: Graph, sizes: Sizes) -> list[int]:
-    """Bytes that launches of one node need between them: the most that any of them wants. One computes after the other."""
-    known = _largest(sizes)
-    wanted = []
-    for node in graph.nodes:
-        if node.op.name in ROOMS:
-            shapes = [_sized(v.shape, known) for v in (*node.inputs, *node.outputs)]
-            wanted.append(ROOMS[node.op.name](limits, *shapes, **node.attrs))
-    return [max(sizes) for sizes in zip_longest(*wanted, fillvalue=0)]
-
-
-def table(limits: Limits, graph: Graph) -> int:
-    """Bytes of what a step of one token is told that is one launch. There are two: one for steps whose logits are wanted."""
-    return table_bytes(LAUNCHES * len(graph.nodes)) if limits.integers else 0
-
-
-def scratch_bytes(limits: Limits, graph: Graph, sizes: Sizes) -> int:
-    """Bytes of all this, for a graph that is fused and whose inputs are the leaves that differ from step to step."""
-    inputs = [v for v in graph.leaves.values() if any(isinstance(d, str) and d != "C" for d in v.shape)]
-    return sum(scratch(graph, inputs, sizes).sizes) + sum(rooms(limits, graph, sizes)) + 2 * table(limits, graph)
-
-
-def _largest(sizes: Sizes) -> dict[str, int]:
-    """S, in a graph that has it, may become as large as a cache is."""
-    return {"S": sizes.get("C", sizes.get("T", 1)), "C": 1, **sizes}
-
-
-def _own_values(graph: Graph, inputs: Iterable[Value]) -> list[Value]:
-    """The values that need memory of the plan's: inputs, and results that are no views."""
-    views = {v for n in graph.nodes for v, _ in _views(n)}
-    return [*inputs, *(v for n in graph.nodes for v in n.outputs if v not in views)]
-
-
-def _views(node: Node) -> list[tuple[Value, Value]]:
-    """The node's outputs that are memory of operands: of each, which operand it is."""
-    operands = dict(zip((o.name for o in node.op.inputs), node.inputs, strict=True))
-    outputs = zip(node.op.outputs, node.outputs, strict=True)
-    return [(value, operands[node.op.views[o.name]]) for o, value in outputs if o.name in node.op.views]
-
-
-def _sized(shape: Sequence[Dim], sizes: Sizes) -> tuple[int, ...]:
-    """A shape in a step. A size that the step does not tell stays a letter: no launch may depend on it."""
-    return tuple(cast(int, sizes.get(d, d)) if isinstance(d, str) else d for d in shape)
-
-
 def _known(array: Array, sizes: Sizes) -> Array:
     """The array with numbers for all of its sizes, as an observer wants it."""
-    return array.seen_as(_sized(array.shape, sizes)) if isinstance(array, DeviceArray) else array
+    return array.seen_as(sized(array.shape, sizes)) if isinstance(array, DeviceArray) else array
 
 
 def _is_decode(key: tuple[Any, ...]) -> bool:
