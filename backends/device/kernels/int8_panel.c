@@ -19,6 +19,15 @@
 #ifndef HALVES
 #define HALVES 0
 #endif
+#ifndef SUPER
+#define SUPER 0
+#endif
+#ifndef MINIMUM
+#define MINIMUM 0
+#endif
+#ifndef OFFSET
+#define OFFSET 0
+#endif
 
 // 4 columns of LINES rows, 4*g + 16*side from the block's first one on; q points to the block's numbers, from our row on.
 HELPER rows_int JOINED(NAME, _four)(GLOBAL const uchar* q, int side, int g) {
@@ -46,12 +55,14 @@ HELPER rows_int JOINED(NAME, _four)(GLOBAL const uchar* q, int side, int g) {
 #define RUNS UNROLL
 #endif
 
-// `from`: the first of the LINES rows. A panel has n_blocks blocks.
+// For one token all sixteen rows at once, so that memory is read in its order; for more a call has LINES of them, from `from` on.
+#define PARTS (TOKENS == 1 ? 16 / LINES : 1)
 FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, int from, float* out) {
-    rows_float y[TOKENS];
-    UNROLL for (int t = 0; t < TOKENS; t++) y[t] = (rows_float)ALL(0);
+    rows_float y[PARTS][TOKENS];
+    UNROLL for (int p = 0; p < PARTS; p++)
+        UNROLL for (int t = 0; t < TOKENS; t++) y[p][t] = (rows_float)ALL(0);
 #if SUPER
-    rows_float large_scale = ALL(0), large_minimum = ALL(0), y_by_d[TOKENS];
+    rows_float large_scale[PARTS], large_minimum[PARTS], y_by_d[PARTS][TOKENS];
 #endif
 
     for (int b = 0; b < n_blocks; b++, x += STRIDE * TOKENS) {
@@ -61,70 +72,71 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, 
         GLOBAL const int* sums_of_half = x + 11 * TOKENS;
 #if SUPER
         if (b % 8 == 0) {
-            UNROLL for (int t = 0; t < TOKENS; t++) y_by_d[t] = (rows_float)ALL(0);
-            large_scale = halves(w + 2 * from);
-            w += 32;
-#if MINIMUM
-            large_minimum = halves(w + 2 * from);
-            w += 32;
-#endif
+            UNROLL for (int p = 0; p < PARTS; p++) {
+                UNROLL for (int t = 0; t < TOKENS; t++) y_by_d[p][t] = (rows_float)ALL(0);
+                large_scale[p] = halves(w + 2 * (from + LINES * p));
+                if (MINIMUM) large_minimum[p] = halves(w + 32 + 2 * (from + LINES * p));
+            }
+            w += MINIMUM ? 64 : 32;
         }
 #endif
+        GLOBAL const uchar* numbers = w + (MINIMUM && !SUPER ? 64 : 32);
+        UNROLL for (int p = 0; p < PARTS; p++) {
+            int row = from + LINES * p;
 #if HALVES
-        rows_float scale = large_scale * small_chars(w + from), scale_of_second = large_scale * small_chars(w + 16 + from);
-        w += 32;
+            rows_float scale = large_scale[p] * small_chars(w + row), scale_of_second = large_scale[p] * small_chars(w + 16 + row);
 #elif SUPER
-        rows_float scale = large_scale * small_bytes(w + from), minimum = large_minimum * small_bytes(w + 16 + from);
-        w += 32;
+            rows_float scale = large_scale[p] * small_bytes(w + row), minimum = large_minimum[p] * small_bytes(w + 16 + row);
 #else
-        rows_float scale = halves(w + 2 * from);
-        w += 32;
+            rows_float scale = halves(w + 2 * row);
 #if MINIMUM
-        rows_float minimum = -halves(w + 2 * from);
-        w += 32;
+            rows_float minimum = -halves(w + 32 + 2 * row);
 #endif
 #endif
-        rows_int sum[TOKENS];
-        UNROLL for (int t = 0; t < TOKENS; t++) sum[t] = (rows_int)ALL(0);
-        RUNS for (int run = 0; run < 8; run += RUN) {
-            PARTIAL part[TOKENS];
-            UNROLL for (int t = 0; t < TOKENS; t++) part[t] = start(sum[t]);
-            UNROLL for (int i = run; i < run + RUN; i++) {
-                rows_int q = JOINED(NAME, _four)(w + 4 * from, i / 4, i % 4);
-                UNROLL for (int t = 0; t < TOKENS; t++) part[t] = ACCUMULATE(part[t], q, x[i * TOKENS + t]);
-            }
-            UNROLL for (int t = 0; t < TOKENS; t++) sum[t] = finish(sum[t], part[t]);
-#if HALVES
-            if (run + RUN == 4) {
-                UNROLL for (int t = 0; t < TOKENS; t++) {
-                    y_by_d[t] += rows_to_float(sum[t] - OFFSET * sums_of_half[t]) * scale;
-                    sum[t] = (rows_int)ALL(0);
+            rows_int sum[TOKENS];
+            UNROLL for (int t = 0; t < TOKENS; t++) sum[t] = (rows_int)ALL(0);
+            RUNS for (int run = 0; run < 8; run += RUN) {
+                PARTIAL part[TOKENS];
+                UNROLL for (int t = 0; t < TOKENS; t++) part[t] = start(sum[t]);
+                UNROLL for (int i = run; i < run + RUN; i++) {
+                    rows_int q = JOINED(NAME, _four)(numbers + 4 * row, i / 4, i % 4);
+                    UNROLL for (int t = 0; t < TOKENS; t++) part[t] = ACCUMULATE(part[t], q, x[i * TOKENS + t]);
                 }
+                UNROLL for (int t = 0; t < TOKENS; t++) sum[t] = finish(sum[t], part[t]);
+#if HALVES
+                if (run + RUN == 4) {
+                    UNROLL for (int t = 0; t < TOKENS; t++) {
+                        y_by_d[p][t] += rows_to_float(sum[t] - OFFSET * sums_of_half[t]) * scale;
+                        sum[t] = (rows_int)ALL(0);
+                    }
+                }
+#endif
+            }
+            UNROLL for (int t = 0; t < TOKENS; t++) {
+#if HALVES
+                y_by_d[p][t] += rows_to_float(sum[t] - OFFSET * (sums[t] - sums_of_half[t])) * scale_of_second;
+#elif SUPER
+                y_by_d[p][t] += rows_to_float(sum[t]) * scale;
+                y_by_d[p][t] -= rows_to_float((rows_int)ALL(sums[t])) * minimum;
+#elif MINIMUM
+                y[p][t] += rows_to_float(sum[t]) * (scale * d[t]);
+                y[p][t] -= minimum * scaled_sum[t];
+#else
+                y[p][t] += rows_to_float(sum[t] - (SIGNED ? 0 : OFFSET) * sums[t]) * (scale * d[t]);
+#endif
+            }
+#if SUPER
+            if (b % 8 == 7) {
+                UNROLL for (int t = 0; t < TOKENS; t++) y[p][t] += y_by_d[p][t] * d[t];
             }
 #endif
         }
-        w += 64 * (BITS == 8 ? 8 : BITS);
-        UNROLL for (int t = 0; t < TOKENS; t++) {
-#if HALVES
-            y_by_d[t] += rows_to_float(sum[t] - OFFSET * (sums[t] - sums_of_half[t])) * scale_of_second;
-#elif SUPER
-            y_by_d[t] += rows_to_float(sum[t]) * scale;
-            y_by_d[t] -= rows_to_float((rows_int)ALL(sums[t])) * minimum;
-#elif MINIMUM
-            y[t] += rows_to_float(sum[t]) * (scale * d[t]);
-            y[t] -= minimum * scaled_sum[t];
-#else
-            y[t] += rows_to_float(sum[t] - (SIGNED ? 0 : OFFSET) * sums[t]) * (scale * d[t]);
-#endif
-        }
-#if SUPER
-        if (b % 8 == 7) {
-            UNROLL for (int t = 0; t < TOKENS; t++) y[t] += y_by_d[t] * d[t];
-        }
-#endif
+        w = numbers + 64 * (BITS == 8 ? 8 : BITS);
     }
-    UNROLL for (int t = 0; t < TOKENS; t++) *(loose_rows_float*)(out + 16 * t + from) = y[t];
+    UNROLL for (int p = 0; p < PARTS; p++)
+        UNROLL for (int t = 0; t < TOKENS; t++) *(loose_rows_float*)(out + 16 * t + from + LINES * p) = y[p][t];
 }
+#undef PARTS
 #undef ACCUMULATE
 #undef RUNS
 #undef NAME

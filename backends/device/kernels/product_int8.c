@@ -57,7 +57,7 @@
 
 // out[t][r] for one panel of a layout, by its number in panels.LAYOUTS
 FUNCTION void multiply(int layout, GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, float* out) {
-    for (int from = 0; from < 16; from += LINES) switch (layout) {
+    for (int from = 0; from < 16; from += TOKENS == 1 ? 16 : LINES) switch (layout) {
         case 0: panel_q4_0(w, x, n_blocks, from, out); break;
         case 1: panel_q4_1(w, x, n_blocks, from, out); break;
         case 2: panel_q5_0(w, x, n_blocks, from, out); break;
