@@ -83,7 +83,8 @@ class DevicePlan:
             for key, launch in {} if notes else each.items():
                 if not self._runtime.is_compiled(launch):
                     todo.setdefault(key, (n_tokens, arrays, [launch]))
-        self._programs.clear()  # whose table is used for this
+        if "together" in todo:
+            self._programs.clear()  # their table is used for it
         written = 0
         for n_tokens, arrays, launches in progress(list(todo.values()), "compiling kernels"):
             if written != n_tokens:  # what kernels find their way by must be right; the numbers may be anything

@@ -36,35 +36,25 @@ struct stage {
 typedef char has_room_for_all[sizeof(struct stage) == STAGE_BYTES ? 1 : -1];
 
 // What a launch would be told, to its place in the table, once: `n_shares`, of a product at most.
+#define NOTED_AS(its_kind, its_shares, structure) \
+    stages[at].kind = its_kind;                   \
+    stages[at].shares = its_shares;               \
+    stages[at].told.structure = told;
 #define NOTE GLOBAL struct stage *stages, int at, int n_shares
-#define NOTED(its_kind, its_shares, member) \
-    stages[at].kind = its_kind;            \
-    stages[at].shares = its_shares;        \
-    stages[at].told.member = told;
+#define NOTES(kernel, structure, parameters, initial, its_kind) \
+    KERNEL void note_##kernel(parameters, NOTE) {               \
+        struct structure told = initial;                        \
+        NOTED_AS(its_kind, n_shares, structure)                 \
+    }
+NOTES(rope_kv_write, rope, ROPE, ROPE_TOLD, A_ROPE)
+NOTES(attention_one, attention, ATTENTION, ATTENTION_TOLD, AN_ATTENTION)
+NOTES(attention_merge, merge, MERGE, MERGE_TOLD, A_MERGE)
+NOTES(add, sum, SUM, SUM_TOLD, A_SUM)
+NOTES(get_rows, rows, ROWS_OF, ROWS_TOLD, SOME_ROWS)
 KERNEL void note_product_int8(PRODUCT, NOTE) {
     struct product told = PRODUCT_TOLD;
     told.share = max(1, panels(&told) / n_shares);
-    NOTED(A_PRODUCT, (panels(&told) + told.share - 1) / told.share, product)
-}
-KERNEL void note_rope_kv_write(ROPE, NOTE) {
-    struct rope told = ROPE_TOLD;
-    NOTED(A_ROPE, n_shares, rope)
-}
-KERNEL void note_attention_one(ATTENTION, NOTE) {
-    struct attention told = ATTENTION_TOLD;
-    NOTED(AN_ATTENTION, n_shares, attention)
-}
-KERNEL void note_attention_merge(MERGE, NOTE) {
-    struct merge told = MERGE_TOLD;
-    NOTED(A_MERGE, n_shares, merge)
-}
-KERNEL void note_add(SUM, NOTE) {
-    struct sum told = SUM_TOLD;
-    NOTED(A_SUM, n_shares, sum)
-}
-KERNEL void note_get_rows(ROWS_OF, NOTE) {
-    struct rows told = ROWS_TOLD;
-    NOTED(SOME_ROWS, n_shares, rows)
+    NOTED_AS(A_PRODUCT, (panels(&told) + told.share - 1) / told.share, product)
 }
 
 #define APART (COUNTER_BYTES / 4)  // ints from one counter to the next: each has a line of the cache
