@@ -21,8 +21,9 @@ from backends.conformance.blocks import weight
 from backends.device import products_int8, tuning
 from backends.device.array import DeviceArray, DeviceWeight, PanelWeight, Part
 from backends.device.panels import LAYOUTS
-from backends.device.runtime import CANDIDATES, Limits, Tuning
+from backends.device.runtime import CANDIDATES, Limits, Tuning, untuned
 from backends.device.tuning import Answer, in_turns, keep, kept, key
+from backends.opencl.devices import NEEDS
 from ops.errors import BackendError
 from tinyllama import Model
 from tinyllama.cli.main import main
@@ -34,39 +35,40 @@ TINY = Path(__file__).parent / "data" / "tiny" / "llama-q.gguf"
 
 
 def test_the_default_is_a_candidate():
-    for field, candidates in CANDIDATES.items():
-        assert getattr(Tuning(), field) in candidates
+    for integers in ("", *NEEDS):
+        for field, candidates in CANDIDATES.items():
+            assert getattr(untuned(integers), field) in candidates
 
 
 # Choosing
 
 
 @pytest.mark.parametrize(
-    ("eight", "six", "four", "chosen"),
+    ("eight", "sixteen", "four", "chosen"),
     [
-        (1.0, 0.8, 0.9, 6),
+        (1.0, 0.8, 0.9, 16),
         (1.0, 0.9, 0.8, 4),
         (1.0, 0.96, 0.97, 8),  # 4% faster
-        (1.0, 0.94, 1.2, 6),  # 6% faster
+        (1.0, 0.94, 1.2, 16),  # 6% faster
         (1.0, 2.0, 3.0, 8),
     ],
 )
-def test_the_fastest_is_taken_if_it_is_faster_by_five_percent(eight, six, four, chosen):
-    assert Answer("tokens", {4: [four] * 8, 6: [six] * 8, 8: [eight] * 8}).chosen == chosen
+def test_the_fastest_is_taken_if_it_is_faster_by_five_percent(eight, sixteen, four, chosen):
+    assert Answer("tokens", 8, {4: [four] * 8, 16: [sixteen] * 8, 8: [eight] * 8}).chosen == chosen
 
 
 def test_turns_are_compared_each_by_itself():
     """The machine is three times slower in every other turn, for all candidates alike."""
     slow = [1, 3] * 8
-    times = {4: [1.1 * s for s in slow], 6: [0.8 * s for s in slow], 8: [1.0 * s for s in slow]}
-    assert Answer("tokens", times).chosen == 6
+    times = {4: [1.1 * s for s in slow], 16: [0.8 * s for s in slow], 8: [1.0 * s for s in slow]}
+    assert Answer("tokens", 8, times).chosen == 16
 
 
-@pytest.mark.parametrize(("n_good", "chosen"), [(11, 8), (13, 6)])
+@pytest.mark.parametrize(("n_good", "chosen"), [(11, 8), (13, 16)])
 def test_chance_does_not_choose(n_good, chosen):
     """Of 16 turns it must be faster in three quarters, however much faster it was in some."""
-    six = [0.2] * n_good + [1.0] * (16 - n_good)
-    assert Answer("tokens", {4: [1.0] * 16, 6: six, 8: [1.0] * 16}).chosen == chosen
+    sixteen = [0.2] * n_good + [1.0] * (16 - n_good)
+    assert Answer("tokens", 8, {4: [1.0] * 16, 16: sixteen, 8: [1.0] * 16}).chosen == chosen
 
 
 def test_candidates_take_turns():
@@ -94,7 +96,7 @@ def test_what_is_asked_depends_on_the_kernels():
 
 # Keeping
 
-FOUND = Tuning(tokens=6, groups=3)
+FOUND = Tuning(tokens=16, groups=3)
 
 
 def test_what_is_kept_is_found_again(tmp_path):
@@ -123,7 +125,7 @@ def test_other_kernels_are_asked_anew(tmp_path, monkeypatch):
     keep(file, CPU, FOUND)
     for name in ("source", "CANDIDATES"):
         with monkeypatch.context() as patch:
-            changed = {"tokens": (4, 6)} if name == "CANDIDATES" else lambda language, file, defines: f"another {file}"
+            changed = {"tokens": (4, 16)} if name == "CANDIDATES" else lambda language, file, defines: f"another {file}"
             patch.setattr(tuning, name, changed)
             tuning._mark.cache_clear()
             assert kept(file, CPU) is None
@@ -131,16 +133,16 @@ def test_other_kernels_are_asked_anew(tmp_path, monkeypatch):
     assert kept(file, CPU) == FOUND
 
 
-GOOD = {"kernels": tuning._mark(), "tokens": 6, "groups": 3}
+GOOD = {"kernels": tuning._mark(), "tokens": 16, "groups": 3}
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "", "{", "[]", "null", "7", "\x00\x01", json.dumps({key(CPU): None}), json.dumps({key(CPU): {}}),
-        json.dumps({key(CPU): {**GOOD, "tokens": 7}}), json.dumps({key(CPU): {**GOOD, "tokens": 6.0}}),
-        json.dumps({key(CPU): {**GOOD, "tokens": [6]}}), json.dumps({key(CPU): {**GOOD, "groups": True}}),
-        json.dumps({key(CPU): {**GOOD, "few": 4}}), json.dumps({key(CPU): {"kernels": tuning._mark(), "tokens": 6}}),
+        json.dumps({key(CPU): {**GOOD, "tokens": 7}}), json.dumps({key(CPU): {**GOOD, "tokens": 16.0}}),
+        json.dumps({key(CPU): {**GOOD, "tokens": [16]}}), json.dumps({key(CPU): {**GOOD, "groups": True}}),
+        json.dumps({key(CPU): {**GOOD, "few": 4}}), json.dumps({key(CPU): {"kernels": tuning._mark(), "tokens": 16}}),
         json.dumps({key(CPU): GOOD})[:-20],
     ],
 )  # fmt: skip
@@ -175,7 +177,7 @@ def test_two_processes_may_write_at_once(tmp_path):
     """At any time the file is one that was written whole."""
     file = tmp_path / "tuning.json"
     keep(file, CPU, Tuning(tokens=4))
-    writers = [get_context("spawn").Process(target=keep_often, args=(file, tokens)) for tokens in (6, 8)]
+    writers = [get_context("spawn").Process(target=keep_often, args=(file, tokens)) for tokens in (16, 8)]
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
@@ -183,7 +185,7 @@ def test_two_processes_may_write_at_once(tmp_path):
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
-    assert kept(file, CPU) in (Tuning(tokens=6), Tuning(tokens=8))
+    assert kept(file, CPU) in (Tuning(tokens=16), Tuning(tokens=8))
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -328,8 +330,8 @@ def test_sizes_reach_the_kernels():
     def launched(limits, weight):
         return [(launch.kernel, launch.defines) for launch in TABLE["matmul"](limits, x, weight, y, rooms=[None])]
 
-    _, (kernel, defines) = launched(replace(CPU, tuning=Tuning(tokens=6)), panels)
-    assert (kernel, defines["TOKENS"]) == ("product_int8", 6)
+    _, (kernel, defines) = launched(replace(CPU, tuning=Tuning(tokens=16)), panels)
+    assert (kernel, defines["TOKENS"]) == ("product_int8", 16)
     ((kernel, defines),) = launched(replace(GPU, tuning=Tuning(tile=16)), blocks)
     assert (kernel, defines["TILE"]) == ("matmul_tile", 16)
     assert launched(replace(GPU, tuning=Tuning(few=100)), blocks)[0][0] == "matvec"
@@ -337,10 +339,10 @@ def test_sizes_reach_the_kernels():
 
 @pytest.mark.parametrize("cores", [1, 2, 20])
 def test_room_for_x_is_enough_for_any_sizes(cores):
-    """A work-group's row of a single token, or whole tiles; a row of 64 takes 2 blocks of 12 ints."""
+    """A work-group's row of a single token, or whole tiles; a row of 64 takes 2 blocks of 28 ints."""
     limits = replace(CPU, cores=cores)
     for n_tokens in (1, 2, 5, 8, 9, 37, 512):
-        room = products_int8.room_bytes(limits, n_tokens, 64) // (2 * 12 * 4)
+        room = products_int8.room_bytes(limits, n_tokens, 64) // (2 * 28 * 4)
         assert all(room >= groups * cores for groups in CANDIDATES["groups"])
         assert all(room >= -(-n_tokens // tokens) * tokens for tokens in CANDIDATES["tokens"])
 
@@ -381,9 +383,9 @@ def test_a_backend_without_sizes(monkeypatch, capsys):
 
 def test_a_rate():
     """Four bits and a half a weight are read; a product of m x n weights and T tokens is 2 m n T operations."""
-    one = Answer("groups", {2: [1e-3] * 3, 1: [2e-3] * 3})
+    one = Answer("groups", 2, {2: [1e-3] * 3, 1: [2e-3] * 3})
     n_weights = 16 * 1536 * 576 + 4096 * 4096
     assert one.rate(2) == f"{n_weights * 4.5 / 8 / 1e6:.1f} GB/s"
     assert one.rate(1) == f"{n_weights * 4.5 / 8 / 2e6:.1f} GB/s"
-    many = Answer("tokens", {4: [0.01, 0.02, 0.5]})
+    many = Answer("tokens", 8, {4: [0.01, 0.02, 0.5]})
     assert many.rate(4) == f"{2 * 128 * (2 * 1536 * 576 + 2048**2) / 0.02 / 1e9:.1f} GOP/s"

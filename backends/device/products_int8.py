@@ -17,6 +17,7 @@ from .panels import ROWS, panel_bytes
 from .runtime import CANDIDATES, Limits, Memory
 
 STRIDE = 12  # ints that a block of 32 columns of one token takes: 8 of columns, a scale, three sums
+WIDE = 16  # and so many more where x is wanted in 16 bits too
 SHARE = 1 << 16  # weights for a work-group, where there are many tokens: they stay in its innermost caches
 MANY = 64  # tokens, from which on a larger tile is worth the places that the last one leaves empty
 TILE = 4  # tokens of a tile where there are fewer
@@ -37,7 +38,7 @@ def room_bytes(limits: Limits, n_tokens: int, n: int) -> int:
     It is enough for any tuning, since another one may be found while a plan keeps this room.
     """
     groups, tokens = max(CANDIDATES["groups"]), max(CANDIDATES["tokens"])
-    return max(groups * limits.cores, n_tokens + tokens - 1) * _row_bytes(n)
+    return max(groups * limits.cores, n_tokens + tokens - 1) * 4 * (STRIDE + _wide(limits)) * (n // 32)
 
 
 def products(
@@ -57,15 +58,19 @@ def products(
     """
     n_tokens, n = x.shape
     (width,) = {weight.layout.columns for weight in weights}
+    stride = STRIDE + (_wide(limits) if any(weight.layout.bits == 8 for weight in weights) else 0)
     tokens = tile(limits, n_tokens)
     few = limits.tuning.groups * limits.cores  # work-groups for a product that is over soon
     norm: tuple[Memory, int, float] = (before.norm.memory, 1, before.eps) if before else (x.memory, 0, 0.0)
-    defines: dict[str, int | str] = {"LANES": 1, "TOKENS": tokens, "STRIDE": STRIDE, f"INT8_{limits.integers.upper()}": 1}
+    defines: dict[str, int | str] = {
+        **{"LANES": 1, "TOKENS": tokens, "STRIDE": STRIDE, "WIDE_INTS": _wide(limits)},
+        f"INT8_{limits.integers.upper()}": 1,
+    }
     if tokens > 1:
         yield Launch(
             source="product_int8.c",
             kernel="round_int8",
-            args=(x.memory, norm[0], room, n, n_tokens, width, *norm[1:]),
+            args=(x.memory, norm[0], room, n, n_tokens, width, stride, *norm[1:]),
             groups=(-(-n_tokens // tokens),),
             group_size=1,
             defines=defines,
@@ -82,7 +87,7 @@ def products(
             args=(
                 *(x.memory, norm[0], (residual or x).memory, room),
                 *chain.from_iterable(told),
-                *(n, n_tokens, width, share, *norm[1:], EPILOGUES[epilogue]),
+                *(n, n_tokens, width, stride, share, *norm[1:], EPILOGUES[epilogue]),
             ),
             groups=(-(-n_panels // share),),
             group_size=1,
@@ -92,7 +97,10 @@ def products(
 
 def tile(limits: Limits, n_tokens: int) -> int:
     """Tokens that go through a panel together. Two in a larger tile would take longer than one by one."""
-    return n_tokens if n_tokens <= 2 else TILE if n_tokens < MANY else limits.tuning.tokens
+    if n_tokens <= 2:
+        return n_tokens
+    leaves_out_empty_places = limits.integers == "avx2"
+    return TILE if n_tokens < MANY and not leaves_out_empty_places else limits.tuning.tokens
 
 
 Set = tuple[PanelWeight, Part, DeviceArray]
@@ -116,5 +124,6 @@ def _told(weight: PanelWeight, part: Part, y: DeviceArray) -> tuple[Memory | int
     )
 
 
-def _row_bytes(n: int) -> int:
-    return 4 * STRIDE * (n // 32)
+def _wide(limits: Limits) -> int:
+    """AVX2 has no product of bytes whose sums hold a q of 8 bits: there it is multiplied by x as numbers of 16 bits."""
+    return WIDE if limits.integers == "avx2" else 0

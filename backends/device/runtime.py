@@ -41,8 +41,9 @@ class Tuning:
     format (2 in Q3_K, 12 in F16) more than on the CPU.
     """
 
-    # Of a tile of integer products, from 64 tokens on: a group of weights is unpacked once for all. Against 4, 8 took 4% less
-    # time in Q4_K with AVX-512 and 25% less in Q6_K; with AVX2 8% less, and as much more in Q8_0
+    # Of a tile of integer products: a group of weights is unpacked once for all. Against 4, 8 took 4% less time in Q4_K with
+    # AVX-512 and 25% less in Q6_K, and 16 took 4% more than 8. With AVX2, which has half as many registers and unpacks to
+    # memory, 16 took 15 to 25% less than 8
     tokens: int = 8
     # Of an integer product that is over soon, for each core, so that one may be late. With 4 a token took 4% longer, with 1 in
     # quiet times 3% less
@@ -54,8 +55,13 @@ class Tuning:
     tile: int = 64  # tokens and rows of a tile on a GPU, at most: as many as it has room for. With PoCL 32 took 10% less time
 
 
+def untuned(integers: Integers) -> Tuning:
+    """What is taken as long as nothing was measured."""
+    return Tuning(tokens=16) if integers == "avx2" else Tuning()
+
+
 # Among which it chooses. The default is in each.
-CANDIDATES = {"tokens": (4, 6, 8), "groups": (1, 2, 3, 4), "few": (4, 8, 16, 32), "tile": (64, 32, 16, 8)}
+CANDIDATES = {"tokens": (4, 8, 16), "groups": (1, 2, 3, 4), "few": (4, 8, 16, 32), "tile": (64, 32, 16, 8)}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ops.tensor import Tensor
 
 from ..observing import Progress
 from .launch import ROOMS, TABLE, Launch
-from .runtime import CANDIDATES, Limits, Tuning
+from .runtime import CANDIDATES, Limits, Tuning, untuned
 from .sources import source
 
 if TYPE_CHECKING:
@@ -61,11 +61,8 @@ class Answer:
     """The seconds that a field's candidates took, turn by turn."""
 
     field: str
+    default: int
     seconds: Mapping[int, Sequence[float]]
-
-    @property
-    def default(self) -> int:
-        return int(getattr(Tuning(), self.field))
 
     @property
     def chosen(self) -> int:
@@ -117,7 +114,8 @@ def measure(backend: DeviceBackend, progress: Progress) -> list[Answer]:
     for field in progress(list(fields_of(limits)), TELLS):
         so_far = of(answers)
         given = {n: replace(limits, tuning=replace(so_far, **{field: n})) for n in CANDIDATES[field]}
-        answers.append(Answer(field, in_turns(_timers(backend, given, PRODUCTS[field]))))
+        default = getattr(untuned(limits.integers), field)
+        answers.append(Answer(field, default, in_turns(_timers(backend, given, PRODUCTS[field]))))
     return answers
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ops.errors import BackendError
 
 from ..base import Device, Options
-from ..device.runtime import Integers, Limits
+from ..device.runtime import Integers, Limits, untuned
 
 INSTALL = 'pip install "tinyllama[opencl]" brings pyopencl, and on Linux PoCL, which runs on any CPU'
 
@@ -162,6 +162,7 @@ def limits(device: Any, options: Options) -> Limits:
     kind, integers = kernels_for(features)
     if options.device_features is None and "Portable Computing" not in device.platform.name:
         integers = ""  # their compilers may know none of the instructions, and products of floats run everywhere
+    integers = "" if options.precise or not options.repack else integers
     asked = Limits(
         name=told(device).name,
         kind=kind,
@@ -170,7 +171,8 @@ def limits(device: Any, options: Options) -> Limits:
         allocation=device.max_mem_alloc_size,
         memory=device.global_mem_size,
         cores=device.max_compute_units,
-        integers="" if options.precise or not options.repack else integers,
+        integers=integers,
+        tuning=untuned(integers),
         driver=told(device).driver,
     )
     return asked if options.device_memory is None else replace(asked, memory=min(options.device_memory, asked.memory))

@@ -3,8 +3,8 @@
 //      bring_key(p, w)      a key or a value of the cache as floats, to an array of one's own: PADDED(HEAD_K) or PADDED(HEAD_V)
 //      bring_value(p, w)    of them, zeros after the last
 //      exponentials(x)      exp of sixteen numbers that are not positive
-//      fetch(p, n)          n bytes will be wanted soon
 #include "exponential.c"
+#include "fetch.c"
 #include "half.c"
 #include "sixteen.c"
 #include "attention_types.c"
@@ -32,11 +32,3 @@ FUNCTION floats exponentials(floats x) {
     floats y = EXPONENTIAL_NEAR_0(r);
     return x < -87.0f ? spread(0) : as_floats(as_ints(y) + (as_ints(shifted) << 23));
 }
-
-#if defined(__x86_64__) || defined(__aarch64__)
-FUNCTION void fetch(GLOBAL const void* p, int n) {
-    for (int i = 0; i < n; i += 64) __builtin_prefetch((const void*)(size_t)((GLOBAL const char*)p + i));
-}
-#else
-FUNCTION void fetch(GLOBAL const void* p, int n) { prefetch((GLOBAL const char*)p, n); }
-#endif

@@ -1,7 +1,6 @@
 // Integer dot products in OpenCL C alone: four products of bytes at a time for sixteen rows.
 //
 //      the words are those of int8_vnni.c
-#define LINES 16
 #define TARGET
 #define FAST __attribute__((noinline TARGET))
 #define HELPER static inline __attribute__((always_inline TARGET))
@@ -11,9 +10,10 @@ typedef floats rows_float;
 typedef ints loose_rows_int __attribute__((aligned(1)));
 typedef floats loose_rows_float __attribute__((aligned(4)));
 
-#define PARTIAL ints
+typedef ints PARTIAL;
 #define RUN 4
-#define SIGNED 0
+#define ROLLED UNROLL
+#define TOKENS_AT_ONCE TOKENS
 HELPER ints start(ints sum) { return sum; }
 HELPER ints accumulate(ints part, ints q, int x) {
     UNROLL for (int j = 0; j < 4; j++) part += (q >> 8 * j & 255) * (int)(char)(x >> 8 * j);

@@ -1,13 +1,14 @@
 // Integer dot products with AVX-512 VNNI: `accumulate` is one instruction for 64 products.
 //
-//      rows_int, rows_float   a number for each of LINES rows
-//      PARTIAL                   where products of four columns a time are added up: start(), accumulate(part, q, x), finish(sum, part)
+//      rows_int, rows_float   a number for each of sixteen rows
+//      TOKENS_AT_ONCE         so many tokens have their sums in registers
+//      ROLLED                 before a loop whose turns follow each other, so that these registers are enough
+//      PARTIAL                where products of four columns a time are added up: start(), accumulate(part, q, x), finish(sum, part).
+//                             The same with _wide, where WIDE_INTS says so, for a q of eight bits and two columns a time
 //      RUN                    so many times before it could overflow
-//      SIGNED                 a q of eight bits is wanted with its sign: -128 to 127, not 0 to 255
 //
 // The compiler may take the CPU for one without these instructions (LLVM 14 does with AMD's Zen 4), and then refuses them in a
 // kernel, but not in a function that says what it needs. Whether the CPU has them, the host has found out.
-#define LINES 16
 #define TARGET , target("avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")
 #define FAST __attribute__((noinline TARGET))
 #define HELPER static inline __attribute__((always_inline TARGET))
@@ -22,9 +23,10 @@ typedef rows_short loose_rows_short __attribute__((aligned(1)));
 typedef uchar16 loose_rows_bytes __attribute__((aligned(1)));
 typedef char16 loose_rows_chars __attribute__((aligned(1)));
 
-#define PARTIAL rows_int
+typedef rows_int PARTIAL;
 #define RUN 4
-#define SIGNED 0
+#define ROLLED UNROLL
+#define TOKENS_AT_ONCE 8
 HELPER rows_int start(rows_int sum) { return sum; }
 HELPER rows_int accumulate(rows_int part, rows_int q, int x) { return __builtin_ia32_vpdpbusd512(part, q, (rows_int)ALL(x)); }
 HELPER rows_int finish(rows_int sum, rows_int part) { return part; }

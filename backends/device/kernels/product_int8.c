@@ -6,6 +6,7 @@
 #include "sixteen.c"
 #include "sums.c"
 #include "exponential.c"
+#include "fetch.c"
 #if INT8_AVX512VNNI
 #include "int8_vnni.c"
 #elif INT8_AVX2
@@ -14,6 +15,14 @@
 #include "int8_portable.c"
 #endif
 #include "int8_round.c"
+
+// A tile goes through a panel in parts, of as many tokens as have their sums in registers. Parts without tokens are left out.
+#define FEW (TOKENS < TOKENS_AT_ONCE ? TOKENS : TOKENS_AT_ONCE)
+#define COMPUTED(tokens) (FEW == TOKENS ? TOKENS : ((tokens) + FEW - 1) / FEW * FEW)
+
+// With one token, so many bytes before they are wanted. A q of 5 or 6 bits takes so many instructions to unpack that the processor
+// does not see the next blocks in time (decode took 10% less time); with other formats fetching took 5 to 10% more.
+#define FETCHED_AHEAD(bits) ((bits) == 5 || (bits) == 6 ? 3072 : 0)
 
 #define JOINED(a, b) JOINED_(a, b)
 #define JOINED_(a, b) a##b
@@ -55,28 +64,29 @@
 #define HALVES 1
 #include "int8_panel.c"
 
-// out[t][r] for one panel of a layout, by its number in panels.LAYOUTS
-FUNCTION void multiply(int layout, GLOBAL const uchar* w, GLOBAL const int* x, int n_blocks, float* out) {
-    for (int from = 0; from < 16; from += TOKENS == 1 ? 16 : LINES) switch (layout) {
-        case 0: panel_q4_0(w, x, n_blocks, from, out); break;
-        case 1: panel_q4_1(w, x, n_blocks, from, out); break;
-        case 2: panel_q5_0(w, x, n_blocks, from, out); break;
-        case 3: panel_q5_1(w, x, n_blocks, from, out); break;
-        case 4: panel_q8_0(w, x, n_blocks, from, out); break;
-        case 5: panel_q4_k(w, x, n_blocks, from, out); break;
-        case 6: panel_q5_k(w, x, n_blocks, from, out); break;
-        case 7: panel_q6_k(w, x, n_blocks, from, out); break;
+// out[t][r] for one panel of a layout, by its number in panels.LAYOUTS, for the first so many `tokens` of a tile
+FUNCTION void multiply(int layout, GLOBAL const uchar* w, GLOBAL const int* x, int stride, int n_blocks, int tokens, float* out) {
+    switch (layout) {
+        case 0: panel_q4_0(w, x, stride, n_blocks, tokens, out); break;
+        case 1: panel_q4_1(w, x, stride, n_blocks, tokens, out); break;
+        case 2: panel_q5_0(w, x, stride, n_blocks, tokens, out); break;
+        case 3: panel_q5_1(w, x, stride, n_blocks, tokens, out); break;
+        case 4: panel_q8_0(w, x, stride, n_blocks, tokens, out); break;
+        case 5: panel_q4_k(w, x, stride, n_blocks, tokens, out); break;
+        case 6: panel_q5_k(w, x, stride, n_blocks, tokens, out); break;
+        case 7: panel_q6_k(w, x, stride, n_blocks, tokens, out); break;
     }
 }
 
 // A work-group for a tile of x.
 KERNEL void round_int8(GLOBAL const float* x, GLOBAL const float* norm, GLOBAL int* room, int n, int T, int width,
-                       int is_normed, float eps) {
-    GLOBAL int* tile = room + (size_t)GROUP(0) * STRIDE * TOKENS * (n / 32);
-    for (int t = 0; t < TOKENS; t++) {
+                       int stride, int is_normed, float eps) {
+    GLOBAL int* tile = room + (size_t)GROUP(0) * stride * TOKENS * (n / 32);
+    for (int t = 0, computed = COMPUTED(min(TOKENS, T - GROUP(0) * TOKENS)); t < computed; t++) {
         GLOBAL const float* row = x + (size_t)min(GROUP(0) * TOKENS + t, T - 1) * n;  // past the last token the last one again
-        round_row(row, norm, is_normed ? scale_of_norm(row, n, eps) : 1, is_normed, n, width, tile + t);
+        round_row(row, norm, is_normed ? scale_of_norm(row, n, eps) : 1, is_normed, n, width, stride, tile + t);
     }
+    if (stride > STRIDE) widen_tile(n, stride, tile);
 }
 
 // Of a W: n_panels of it lie in one buffer, panel_bytes each; they are `rows` of y's m columns, from first_row on.
@@ -90,7 +100,7 @@ struct product {
     GLOBAL const float *x, *norm, *residual;
     GLOBAL int* room;
     struct weight weights[3];
-    int n, T, width, share, is_normed;
+    int n, T, width, stride, share, is_normed;
     float eps;
     int epilogue;  // 0: y = x W^T      1: y = residual + x W^T      2: y = silu(x W0^T) * x W1^T
 };
@@ -100,9 +110,10 @@ struct product {
                   int rows##i, int first_row##i, int m##i
 #define WEIGHT_TOLD(i) {panels##i, y##i, layout##i, n_panels##i, panel_bytes##i, rows##i, first_row##i, m##i}
 #define PRODUCT GLOBAL const float *x, GLOBAL const float *norm, GLOBAL const float *residual, GLOBAL int *room, \
-                WEIGHT(0), WEIGHT(1), WEIGHT(2), int n, int T, int width, int share, int is_normed, float eps, int epilogue
+                WEIGHT(0), WEIGHT(1), WEIGHT(2), int n, int T, int width, int stride, int share, \
+                int is_normed, float eps, int epilogue
 #define PRODUCT_TOLD {x, norm, residual, room, {WEIGHT_TOLD(0), WEIGHT_TOLD(1), WEIGHT_TOLD(2)}, \
-                      n, T, width, share, is_normed, eps, epilogue}
+                      n, T, width, stride, share, is_normed, eps, epilogue}
 
 // Panels there are, counted through all W; of a gated unit the two that belong together count as one.
 FUNCTION int panels(const struct product* a) {
@@ -119,27 +130,29 @@ FUNCTION const struct weight* weight_of(const struct product* a, int p, int* pan
 
 // Of a single token: x rounded to this work-group's part of the room.
 FUNCTION void round_one(const struct product* a) {
-    GLOBAL int* own = a->room + (size_t)GROUP(0) * STRIDE * (a->n / 32);
-    round_row(a->x, a->norm, a->is_normed ? scale_of_norm(a->x, a->n, a->eps) : 1, a->is_normed, a->n, a->width, own);
+    GLOBAL int* own = a->room + (size_t)GROUP(0) * a->stride * (a->n / 32);
+    round_row(a->x, a->norm, a->is_normed ? scale_of_norm(a->x, a->n, a->eps) : 1, a->is_normed, a->n, a->width, a->stride, own);
+    if (a->stride > STRIDE) widen_tile(a->n, a->stride, own);
 }
 
 // The panels `from` to `to`, and all of the T tokens.
 FUNCTION void product(const struct product* a, int from, int to) {
     int n_blocks = a->n / 32;
-    size_t tile_size = (size_t)STRIDE * TOKENS * n_blocks;
+    size_t tile_size = (size_t)a->stride * TOKENS * n_blocks;
     GLOBAL const int* tile = a->room + (TOKENS == 1 ? GROUP(0) * tile_size : 0);
     for (int first = 0; first < a->T; first += TOKENS, tile += tile_size) {
+        int tokens = min(TOKENS, a->T - first);
         for (int p = from; p < to; p++) {
             int panel;
             const struct weight* w = weight_of(a, p, &panel);
             float out[TOKENS * 16], other[TOKENS * 16];
-            multiply(w->layout, w->panels + (size_t)panel * w->panel_bytes, tile, n_blocks, out);
+            multiply(w->layout, w->panels + (size_t)panel * w->panel_bytes, tile, a->stride, n_blocks, tokens, out);
             if (a->epilogue == 2) {
                 const struct weight* up = a->weights + 1;
-                multiply(up->layout, up->panels + (size_t)panel * up->panel_bytes, tile, n_blocks, other);
+                multiply(up->layout, up->panels + (size_t)panel * up->panel_bytes, tile, a->stride, n_blocks, tokens, other);
                 for (int j = 0; j < TOKENS * 16; j++) out[j] = out[j] / (1 + exponential(-out[j])) * other[j];
             }
-            for (int t = 0; t < min(TOKENS, a->T - first); t++) {
+            for (int t = 0; t < tokens; t++) {
                 size_t at = (size_t)(first + t) * w->m + w->first_row + 16 * panel;
                 GLOBAL float* y = w->y + at;
                 GLOBAL const float* residual = a->residual + at;
