@@ -13,7 +13,9 @@ import pytest
 
 import ops
 from backends import Options
-from backends.device.array import DeviceWeight
+from backends.device.array import DeviceArray, DeviceWeight, Part
+from backends.device.launch import TABLE
+from backends.device.runtime import Limits
 from ops.tensor import MadeRows, Tensor
 
 pytest.importorskip("pyopencl", reason="pyopencl is not installed: pip install -e '.[opencl]'")
@@ -92,6 +94,65 @@ def test_a_weight_in_several_buffers(backend, n_tokens):
     assert [p.n_rows for p in parts.parts] == [5, 5, 5, 5, 3]
     rows = backend.kernel_of(ops.embedding)(backend.upload(tokens), parts)
     np.testing.assert_array_equal(backend.download(rows), weight.dequantize()[tokens])
+
+
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def floats(request: pytest.FixtureRequest) -> OpenCL:
+    """Weights in buffers of 16 KB at most, so that most are in several."""
+    backend = OpenCL(Options(device_features=request.param, precise=True))
+    backend.runtime.limits = replace(backend.runtime.limits, allocation=16 << 10)
+    return backend
+
+
+@pytest.mark.parametrize("n_tokens", [1, 3, 9])  # the last are many: each product by itself there
+def test_fused_products(floats, n_tokens):
+    """Formats that are alike in one launch and others, what follows them, and rows that leave places empty."""
+    n, rng = 256, np.random.default_rng(n_tokens)
+    x, norm = rng.standard_normal((n_tokens, n)).astype(np.float32), rng.uniform(0.5, 1.5, n).astype(np.float32)
+    normed = ops.rmsnorm.formula(x.astype(np.float64), norm, eps=1e-5)
+
+    def apply(op, operands, **attrs):
+        there = [floats.weight(a) if isinstance(a, Tensor) else floats.upload(a) for a in operands]
+        results = floats.kernel_of(op)(*there, **attrs)
+        return [floats.download(r) for r in (results if isinstance(results, tuple) else (results,))]
+
+    def check(results, right):
+        for ours, expected in zip(results, right, strict=True):
+            assert np.sum((ours - expected) ** 2) < NMSE * np.sum(expected**2)
+
+    for names in (("Q4_0", "Q4_0", "Q4_0"), ("Q4_K", "Q4_K", "Q6_K"), ("F16", "Q8_0", "F16")):
+        three = [blocks(name, m, n, seed) for seed, (name, m) in enumerate(zip(names, (70, 130, 7), strict=True))]
+        check(apply(ops.qkv, [x, *three]), [ops.matmul.formula(x.astype(np.float64), w) for w in three])
+        check(apply(ops.norm_qkv, [x, norm, *three], eps=1e-5), [ops.matmul.formula(normed, w) for w in three])
+        residual = rng.standard_normal((n_tokens, 130)).astype(np.float32)
+        check(apply(ops.matmul_add, [x, three[1], residual]), [residual + ops.matmul.formula(x.astype(np.float64), three[1])])
+    for names in (("Q4_0", "Q4_0"), ("F16", "F16"), ("Q5_K", "Q6_K")):
+        gate, up = (blocks(name, 101, n, seed) for seed, name in enumerate(names, 5))
+        both = [ops.matmul.formula(normed, w) for w in (gate, up)]
+        check(apply(ops.norm_swiglu, [x, norm, gate, up], eps=1e-5), [ops.swiglu.formula(*both)])
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_a_layer_of_one_token_takes_few_launches(kind):
+    """The norm, then q, k and v at once; a gated unit at once; what is added, where the sum is at hand."""
+    limits = Limits("any", kind, group_size=256, local_memory=32 << 10, allocation=1 << 30, memory=1 << 30)
+
+    def array(*shape):
+        return DeviceArray(None, shape, np.dtype(np.float32))
+
+    def weight(m, name="Q4_0"):
+        return DeviceWeight(ops.FORMATS[name], (m, 256), (Part(0, m, None),))
+
+    def kernels(op, *operands, **attrs):
+        return [launch.kernel for launch in TABLE[op.name](limits, *operands, **attrs, rooms=[None] * 3)]
+
+    x, norm, q, k, v = array(1, 256), array(256), array(1, 256), array(1, 64), array(1, 64)
+    qkv = [weight(256), weight(64), weight(64)]
+    assert kernels(ops.norm_qkv, x, norm, *qkv, q, k, v, eps=1e-5) == ["rmsnorm", "matvec"]
+    mixed = [weight(256), weight(64), weight(64, "Q6_K")]
+    assert kernels(ops.norm_qkv, x, norm, *mixed, q, k, v, eps=1e-5) == ["rmsnorm", "matvec", "matvec"]
+    assert kernels(ops.matmul_add, x, weight(256), x, q) == ["matvec"]
+    assert kernels(ops.norm_swiglu, x, norm, weight(700), weight(700), array(1, 700), eps=1e-5) == ["rmsnorm", "matvec"]
 
 
 @pytest.mark.parametrize(("group_size", "local_memory"), [(64, 1 << 15), (20, 1 << 15), (1, 1 << 15), (256, 3 << 10)])

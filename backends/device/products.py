@@ -1,6 +1,7 @@
-"""The launch table's products, where nearly all of the time goes. Weights stay in their blocks, unpacked where they are used.
+"""The launch table's products, where nearly all of the time goes: each weight in the way of its form.
 
-A weight may lie in several buffers, each with some of its rows: then each has a launch, which writes these rows' columns of y.
+Panels are multiplied by integers (products_int8.py), blocks as they are in the file by floats (products_float.py). What is
+fused stays together as far as the weights are alike: what reads the same x is one launch, and so is what follows a product.
 """
 
 from __future__ import annotations
@@ -10,16 +11,14 @@ from math import prod
 
 import ops
 
-from . import products_int8
-from .array import DeviceArray, DeviceWeight, PanelWeight, Part
+from . import products_float, products_int8
+from .array import DeviceArray, DeviceWeight, PanelWeight
 from .launch import TABLE, Launch, lanes, launches
 from .products_int8 import Before
 from .runtime import Limits, Memory
 
 Weight = DeviceWeight | PanelWeight
 Rooms = Sequence[Memory]
-
-SHARE = 1 << 16  # weights for a work-group of a CPU: some 10 microseconds of work, and enough groups for all cores
 
 
 Shape = tuple[int, ...]
@@ -43,8 +42,7 @@ def matmul_add(
     if isinstance(weight, PanelWeight):
         yield from products_int8.products(limits, x, [weight], [y], rooms[0], residual=residual, epilogue="add")
     else:
-        yield from _by_floats(limits, x, weight, y)
-        yield from TABLE["add"](limits, residual, y, y)
+        yield from products_float.products(limits, x, [weight], [y], residual)
 
 
 @launches(ops.qkv, rooms=lambda limits, x, *others: _rounded(limits, x))
@@ -94,8 +92,13 @@ def norm_swiglu(
     if isinstance(gate, PanelWeight) and isinstance(up, PanelWeight) and gate.layout.columns == up.layout.columns:
         before = Before(norm, eps)
         yield from products_int8.products(limits, x, [gate, up], [y], rooms[0], before=before, epilogue="swiglu")
+        return
+    second = DeviceArray(rooms[2], y.shape, y.dtype)
+    if isinstance(gate, DeviceWeight) and isinstance(up, DeviceWeight):
+        normed = DeviceArray(rooms[1], x.shape, x.dtype)
+        yield from TABLE["rmsnorm"](limits, x, norm, normed, eps=eps)
+        yield from products_float.gated(limits, normed, gate, up, y, second)
     else:
-        second = DeviceArray(rooms[2], y.shape, y.dtype)
         yield from _normed_each(limits, x, Before(norm, eps), [gate, up], [y, second], rooms)
         yield from TABLE["swiglu"](limits, y, second, y)
 
@@ -105,9 +108,8 @@ def _each(
 ) -> Iterator[Launch]:
     """y = x W^T for each weight, each in the way of its form."""
     yield from _in_panels(limits, x, weights, ys, rooms[0])
-    for weight, y in zip(weights, ys, strict=True):
-        if isinstance(weight, DeviceWeight):
-            yield from _by_floats(limits, x, weight, y)
+    pairs = [(weight, y) for weight, y in zip(weights, ys, strict=True) if isinstance(weight, DeviceWeight)]
+    yield from products_float.products(limits, x, [w for w, _ in pairs], [y for _, y in pairs])
 
 
 def _normed_each(
@@ -137,20 +139,6 @@ def _in_panels(
         yield from products_int8.products(limits, x, [w for w, _ in alike], [y for _, y in alike], room, before=before)
 
 
-def _by_floats(limits: Limits, x: DeviceArray, weight: DeviceWeight, y: DeviceArray) -> Iterator[Launch]:
-    """Weights in the blocks of their file, unpacked to floats where they are used."""
-    if limits.library and limits.library.takes(x, weight):
-        yield from limits.library.launches(x, weight, y)
-        return
-    for part in weight.parts:
-        if x.shape[0] <= limits.tuning.few:
-            yield _matvec(limits, x, weight, part, y)
-        elif limits.kind == "cpu":
-            yield _panel(x, weight, part, y)
-        else:
-            yield _tile(limits, x, weight, part, y)
-
-
 @launches(ops.embedding)
 def embedding(limits: Limits, tokens: DeviceArray, table: DeviceWeight, y: DeviceArray) -> Iterator[Launch]:
     n_tokens, n = y.shape
@@ -159,82 +147,8 @@ def embedding(limits: Limits, tokens: DeviceArray, table: DeviceWeight, y: Devic
         yield Launch(
             source="embedding.c",
             kernel="embedding",
-            args=(tokens.memory, part.memory, y.memory, n, _row_bytes(table), part.n_rows, part.first_row),
+            args=(tokens.memory, part.memory, y.memory, n, products_float.row_bytes(table), part.n_rows, part.first_row),
             groups=(n_tokens,),
             group_size=n_lanes,
-            defines={**_format(table), "LANES": n_lanes},
+            defines={**products_float.format_of(table), "LANES": n_lanes},
         )
-
-
-def _matvec(limits: Limits, x: DeviceArray, weight: DeviceWeight, part: Part, y: DeviceArray) -> Launch:
-    n_tokens, n = x.shape
-    n_lanes = lanes(limits, 32)
-    if limits.kind == "cpu":
-        rows, step = 2, _runs(weight)
-        share = rows * max(1, SHARE // (rows * n))
-    else:
-        rows, step = 4, 1
-        share = rows
-    return Launch(
-        source="matvec.c",
-        kernel="matvec",
-        args=(*_operands(x, weight, part, y), share),
-        groups=(-(-part.n_rows // share), n_tokens),
-        group_size=n_lanes,
-        defines={**_format(weight), "LANES": n_lanes, "ROWS": rows, "STEP": step},
-        local_bytes=4 * n_lanes,
-    )
-
-
-def _panel(x: DeviceArray, weight: DeviceWeight, part: Part, y: DeviceArray) -> Launch:
-    n_tokens = x.shape[0]
-    rows, share = 16, 256
-    return Launch(
-        source="matmul_panel.c",
-        kernel="matmul_panel",
-        args=(*_operands(x, weight, part, y), n_tokens, share),
-        groups=(-(-part.n_rows // rows), -(-n_tokens // share)),
-        group_size=1,
-        defines={**_format(weight), "LANES": 1},
-    )
-
-
-def _tile(limits: Limits, x: DeviceArray, weight: DeviceWeight, part: Part, y: DeviceArray) -> Launch:
-    n_tokens = x.shape[0]
-    sizes = (t for t in (64, 32, 16, 8) if t <= limits.tuning.tile)
-    tile = next((t for t in sizes if t * t // 16 <= limits.group_size and _tile_bytes(t) <= limits.local_memory), 4)
-    return Launch(
-        source="matmul_tile.c",
-        kernel="matmul_tile",
-        args=(*_operands(x, weight, part, y), n_tokens),
-        groups=(-(-part.n_rows // tile), -(-n_tokens // tile)),
-        group_size=tile * tile // 16,  # each work-item has 4 x 4 results
-        defines={**_format(weight), "LANES": tile * tile // 16, "TILE": tile},
-        local_bytes=_tile_bytes(tile),
-    )
-
-
-def _tile_bytes(tile: int) -> int:
-    """Of two tiles of 32 numbers a row, one of x and one of the weight, in float32."""
-    return 2 * 32 * (tile + 1) * 4
-
-
-def _operands(x: DeviceArray, weight: DeviceWeight, part: Part, y: DeviceArray) -> tuple[Memory | int, ...]:
-    """What all three products are told first: x, weight, y, n, row_bytes, rows, first_row, m."""
-    m, n = weight.shape
-    return (x.memory, part.memory, y.memory, n, _row_bytes(weight), part.n_rows, part.first_row, m)
-
-
-def _row_bytes(weight: DeviceWeight) -> int:
-    return weight.format.row_bytes(weight.shape[1])
-
-
-def _runs(weight: DeviceWeight) -> int:
-    """Runs of 16 weights in a block; 16 floats count as one."""
-    return max(weight.format.block_size // 16, 1)
-
-
-def _format(weight: DeviceWeight) -> dict[str, int | str]:
-    """What blocks.c has to know."""
-    f, runs = weight.format, _runs(weight)
-    return {f"FORMAT_{f.name}": 1, "RUNS": runs, "BLOCK_BYTES": 16 * runs // f.block_size * f.block_bytes}

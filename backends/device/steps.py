@@ -17,7 +17,8 @@ from .launches import CHUNK
 from .runtime import Limits, Memory
 
 KERNELS = {"product_int8", "rope_kv_write", "attention_one", "attention_merge", "add", "get_rows"}
-DEFINES = {"TOKENS", "STRIDE", "WIDE_INTS", "R", "NEOX", "HEAD_K", "HEAD_V", "HALF_K", "HALF_V", "HEADS"}  # which these must agree on
+# Defines that these must agree on
+DEFINES = {"TOKENS", "STRIDE", "WIDE_INTS", "R", "NEOX", "HEAD_K", "HEAD_V", "HALF_K", "HALF_V", "HEADS"}
 STAGE_BYTES = 256  # of a stage in the table
 COUNTER_BYTES = 64  # a line of the cache. A stage has two: how many of its shares are taken, and done
 SHARES = 3  # of a product, for each core: so few panels that none is much later than the others

@@ -10,37 +10,76 @@
 //
 // A sum is kept as sixteen partial ones until the row's end. Sums of different rows do not wait for each other either: a
 // processor that needs four cycles for an addition can begin two a cycle.
+//
+// Up to three W that read the same x are multiplied in one launch, and what follows is done where a sum is at hand.
 #include "sums.c"
 #include "blocks.c"
+#include "exponential.c"
 
-// A work-group for `share` rows (a multiple of ROWS) and one token. W has `rows` of y's m columns, from first_row on.
-KERNEL void matvec(GLOBAL const float* x, GLOBAL const uchar* weight, GLOBAL float* y, uint n, int row_bytes, int rows,
-                   int first_row, int m, int share) {
-    LOCAL float shared[LANES];
-    x += (size_t)GROUP(1) * n;
-    y += (size_t)GROUP(1) * m + first_row;
+// What FOLLOWS, known when it is compiled: y = x W^T, y = residual + x W^T, y = silu(x W0^T) * x W1^T
+#define NOTHING 0
+#define ADD 1
+#define SWIGLU 2
 
-    for (int first = GROUP(0) * share, end = min(rows, first + share); first < end; first += ROWS) {
-        GLOBAL const uchar* row[ROWS];
-        floats part[ROWS];
-        UNROLL for (int r = 0; r < ROWS; r++) {
-            row[r] = weight + (size_t)min(first + r, rows - 1) * row_bytes;  // past the last row the last one again
-            part[r] = spread(0);
+// This lane's part of the products of x with ROWS rows from `first` on. Past the last of `rows` rows it is the last one again.
+FUNCTION void dot_rows(GLOBAL const float* x, GLOBAL const uchar* weight, uint n, int row_bytes, int rows, int first, float* sum) {
+    GLOBAL const uchar* row[ROWS];
+    floats part[ROWS];
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        row[r] = weight + (size_t)min(first + r, rows - 1) * row_bytes;
+        part[r] = spread(0);
+    }
+    for (uint i = LANE * STEP; i < n / 16; i += LANES * STEP)
+        UNROLL for (int s = 0; s < STEP; s++) {
+            floats xs = load_floats(x + 16 * (i + s));
+            UNROLL for (int r = 0; r < ROWS; r++) part[r] = unpack_run(row[r], i + s) * xs + part[r];
         }
-        for (uint i = LANE * STEP; i < n / 16; i += LANES * STEP)
-            UNROLL for (int s = 0; s < STEP; s++) {
-                floats xs = load_floats(x + 16 * (i + s));
-                UNROLL for (int r = 0; r < ROWS; r++) part[r] = unpack_run(row[r], i + s) * xs + part[r];
-            }
-        UNROLL for (int r = 0; r < ROWS; r++) {
-            float sixteen[16];
-            to_array(sixteen, part[r]);
-            float sum = sum16(sixteen);
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        float sixteen[16];
+        to_array(sixteen, part[r]);
+        sum[r] = sum16(sixteen);
 #if TAIL
-            for (uint i = n / 16 * 16 + LANE; i < n; i += LANES) sum += weight_at(row[r], i) * x[i];
+        for (uint i = n / 16 * 16 + LANE; i < n; i += LANES) sum[r] += weight_at(row[r], i) * x[i];
 #endif
-            sum = sum_over_lanes(sum, shared);
-            if (LANE == 0 && first + r < end) y[first + r] = sum;
+    }
+}
+
+// Of a W: `rows` of y's m columns, from first_row on. A weight that is not there has no rows.
+#define WEIGHT(i) GLOBAL const uchar *weight##i, GLOBAL float *y##i, int rows##i, int first_row##i, int m##i
+#define NEXT_WEIGHT(i) weight0 = weight##i, y0 = y##i, rows0 = rows##i, first_row0 = first_row##i, m0 = m##i
+
+// A work-group for `share` rows (a multiple of ROWS) of a W and one token; of a gated unit for the same rows of both.
+KERNEL void matvec(GLOBAL const float* x, GLOBAL const float* residual, WEIGHT(0), WEIGHT(1), WEIGHT(2), uint n, int row_bytes,
+                   int share) {
+    LOCAL float shared[LANES];
+    int group = GROUP(0);
+#if FOLLOWS != SWIGLU
+    int groups0 = (rows0 + share - 1) / share, groups1 = (rows1 + share - 1) / share;
+    if (group >= groups0 + groups1) {
+        group -= groups0 + groups1;
+        NEXT_WEIGHT(2);
+    } else if (group >= groups0) {
+        group -= groups0;
+        NEXT_WEIGHT(1);
+    }
+#endif
+    x += (size_t)GROUP(1) * n;
+    size_t at = (size_t)GROUP(1) * m0 + first_row0;
+
+    for (int first = group * share, end = min(rows0, first + share); first < end; first += ROWS) {
+        float sum[ROWS];
+        dot_rows(x, weight0, n, row_bytes, rows0, first, sum);
+#if FOLLOWS == SWIGLU
+        float up[ROWS];
+        dot_rows(x, weight1, n, row_bytes, rows0, first, up);
+#endif
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            float y = sum_over_lanes(sum[r], shared);
+#if FOLLOWS == SWIGLU
+            y = y / (1 + exponential(-y)) * sum_over_lanes(up[r], shared);
+#endif
+            size_t i = at + first + r;
+            if (LANE == 0 && first + r < end) y0[i] = FOLLOWS == ADD ? residual[i] + y : y;
         }
     }
 }
