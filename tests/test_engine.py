@@ -211,6 +211,9 @@ def test_arguments_out_of_range(model):
         Model.load(TINY / "llama-gqa-tied.gguf", backend="numpy", n_ctx=-5)
     with pytest.raises(OptionError, match="n_threads = 0"):
         Model.load(TINY / "llama-gqa-tied.gguf", backend="numpy", n_threads=0)
+    for name in ("mmap", "fuse", "precise", "repack"):
+        with pytest.raises(OptionError, match=f"{name} = 'no': it must be True or False"):
+            Model.load(TINY / "llama-gqa-tied.gguf", backend="numpy", **{name: "no"})
 
 
 def write(path: Path, arch: str = "llama", *, metadata=None, change=None, leave_out=()) -> Path:

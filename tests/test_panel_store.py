@@ -353,6 +353,8 @@ def test_where_the_engine_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setenv("TINYLLAMA_PANELS", str(tmp_path))
     assert folder() == tmp_path
+    monkeypatch.setenv("TINYLLAMA_PANELS", "~/panels")
+    assert folder() == Path.home() / "panels"
     assert folder(repack=False) is None
     assert folder(backend=Numpy()) is None
     assert folder(backend=Numpy(Options(panels_folder=Path("mine")))) == Path("mine")

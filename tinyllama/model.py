@@ -19,7 +19,7 @@ from ops.tensor import Tensor
 from .build import build
 from .chat import prompt_tokens
 from .chat_template import chat_format
-from .checks import whole_number
+from .checks import truth, whole_number
 from .context import Context
 from .device_memory import Demand, Needs
 from .formats import open_model_file
@@ -103,6 +103,8 @@ class Model:
         ):
             if value is not None:
                 whole_number(name, value, low)
+        for name, value in (("mmap", mmap), ("fuse", fuse), ("precise", precise), ("repack", repack)):
+            truth(name, value)
         n_batch = whole_number("n_batch", n_batch, 1)
         types = KvTypes(type_k, type_v)
         options = Options(

@@ -102,7 +102,7 @@ def tuning_file() -> Path | None:
 def _kept(name: str, variable: str) -> Path | None:
     own = os.environ.get(variable)
     if own is not None:
-        return Path(own) if own else None
+        return Path(own).expanduser() if own else None
     try:
         return cache_folder() / name
     except FetchError:

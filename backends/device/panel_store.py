@@ -38,6 +38,7 @@ from ops.tensor import Tensor
 
 from ..pages import MAPPED, Source, mapping_of
 from .panels import LAYOUTS, ROWS, Bytes, pack, panel_bytes
+from .replacing import replacing
 
 MARGIN = 1 << 30  # bytes that stay free on the disk, at least
 ALIGNMENT = 4096  # of the panels in their file: more than any instruction asks
@@ -219,15 +220,9 @@ def _tidy(folder: Path, source: Source) -> None:
 
 def _write(folder: Path, name: str, contents: bytes, panels: list[Bytes]) -> None:
     started = folder / f"{PARTIAL}{secrets.token_hex(8)}"
-    try:  # from before the file is there: Ctrl-C may come as soon as it is
-        with started.open("xb", buffering=PIECE) as file:
-            for data in (memoryview(contents), *(data.data for data in panels)):
-                _in_pieces(file, data)
-                _in_pieces(file, memoryview(bytes(-len(data) % ALIGNMENT)))
-            file.flush()
-            os.fsync(file.fileno())  # a new name must not outlive a loss of power that its bytes do not
-        os.replace(started, folder / name)
-    except BaseException:  # Ctrl-C too
-        with suppress(OSError):
-            started.unlink()
-        raise
+    with replacing(folder / name, started), started.open("xb", buffering=PIECE) as file:
+        for data in (memoryview(contents), *(data.data for data in panels)):
+            _in_pieces(file, data)
+            _in_pieces(file, memoryview(bytes(-len(data) % ALIGNMENT)))
+        file.flush()
+        os.fsync(file.fileno())  # a new name must not outlive a loss of power that its bytes do not

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +27,7 @@ from ops.tensor import Tensor
 
 from ..observing import Progress
 from .launch import ROOMS, TABLE, Launch
+from .replacing import replacing
 from .runtime import CANDIDATES, Limits, Tuning, untuned
 from .sources import source
 
@@ -199,13 +199,8 @@ def keep(file: Path, limits: Limits, tuning: Tuning) -> None:
     started = file.with_name(f".{file.name}-{secrets.token_hex(8)}")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(file, started):
             started.write_text(text, "utf-8")
-            os.replace(started, file)
-        except BaseException:  # Ctrl-C too
-            with suppress(OSError):
-                started.unlink()
-            raise
 
 
 def _entries(file: Path) -> dict[str, Any]:

@@ -86,9 +86,14 @@ def measured(device: DeviceBackend) -> list[Answer]:
 def told(device: DeviceBackend) -> str:
     from backends.device import tuning
 
+    file = device.options.tuning_file
     if device.tuned:
-        return f"tuned: {tuning.told(device.runtime.limits, device.tuned)}"
-    if device.options.tuning_file is None:
+        not_kept = ""
+        if file is None or tuning.kept(file, device.runtime.limits) != device.tuned:
+            why = f"{file} cannot be written" if file else "there is no file to keep it in"
+            not_kept = f"; not kept: {why} (TINYLLAMA_TUNING)"
+        return f"tuned: {tuning.told(device.runtime.limits, device.tuned)}{not_kept}"
+    if file is None:
         return "not tuned: there is no file to keep the result in (TINYLLAMA_TUNING)"
     return "not tuned yet: the first model that runs here does it"
 
