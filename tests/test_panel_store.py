@@ -355,6 +355,8 @@ def test_where_the_engine_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert folder() == tmp_path
     monkeypatch.setenv("TINYLLAMA_PANELS", "~/panels")
     assert folder() == Path.home() / "panels"
+    monkeypatch.setenv("TINYLLAMA_PANELS", "~nobody-of-this-name/panels")
+    assert folder() == Path("~nobody-of-this-name/panels")
     assert folder(repack=False) is None
     assert folder(backend=Numpy()) is None
     assert folder(backend=Numpy(Options(panels_folder=Path("mine")))) == Path("mine")

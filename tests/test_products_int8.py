@@ -18,6 +18,7 @@ from backends.conformance.blocks import weight
 from backends.conformance.rounding import precise
 from backends.device.array import DeviceWeight, PanelWeight
 from backends.device.panels import LAYOUTS, panel_bytes
+from backends.device.runtime import CANDIDATES
 from ops.errors import BackendError
 from ops.tensor import Tensor
 
@@ -79,6 +80,35 @@ def test_products_are_those_of_rounded_x(backend, name, n_tokens):
         assert_close(ours, ops.matmul.formula(rounded(x, w), w))
 
 
+@pytest.mark.parametrize("name", list(LAYOUTS))
+@pytest.mark.parametrize("n_tokens", [1, 2, 5, 17])
+def test_sums_that_are_as_large_as_they_can_be(backend, name, n_tokens):
+    """Every q the largest of its format and every x the same: sums of 16 bits are full then, which they never are by chance."""
+    w, n = drawn(name, 20, columns(name, 2)), columns(name, 2)
+    quants = {"Q8_0": slice(2, None), "Q6_K": slice(0, 192), "Q4_K": slice(16, None), "Q5_K": slice(16, None)}
+    at = quants.get(name) or slice({"Q4_0": 2, "Q4_1": 4, "Q5_0": 2, "Q5_1": 4}[name], None)
+    bytes_of_blocks = w.data.reshape(20, -1, w.format.block_bytes)
+    bytes_of_blocks[..., at] = 0x7F if name == "Q8_0" else 0xFF
+    for sign in (1, -1):
+        x = np.full((n_tokens, n), sign, np.float32)
+        there = backend.resident(w, backend.form(w, "weight", ops.matmul))
+        assert_close(backend.download(backend.kernel_of(ops.matmul)(backend.upload(x), there)), ops.matmul.formula(x, w))
+
+
+@pytest.mark.parametrize("tokens", CANDIDATES["tokens"])
+@pytest.mark.parametrize("name", list(LAYOUTS))
+def test_tiles_of_any_size(backend, name, tokens):
+    """Also where the last one has few tokens. docs/opencl.md promises that results do not depend on the size."""
+    tuned = OpenCL(backend.options)
+    tuned.runtime.limits = replace(tuned.runtime.limits, tuning=replace(tuned.runtime.limits.tuning, tokens=tokens))
+    w = drawn(name, 37, columns(name, 2), scales="mixed")
+    for n_tokens in (64, 70):
+        x = activations(n_tokens, columns(name, 2))
+        (ours,), (others,) = (apply(one, ops.matmul, [x, w]) for one in (tuned, backend))
+        assert_close(ours, ops.matmul.formula(rounded(x, w), w))
+        np.testing.assert_array_equal(ours, others)
+
+
 def apply(backend: OpenCL, op, operands: list, **attrs):
     buffers = [
         backend.resident(x, backend.form(x, "weight", op)) if isinstance(x, Tensor) else backend.upload(x) for x in operands
@@ -103,8 +133,11 @@ def test_fused_products(backend, n_tokens):
     residual = activations(n_tokens, 80, 5)
     (ours,) = apply(backend, ops.matmul_add, [x, three[0], residual])
     assert_close(ours, residual + ops.matmul.formula(rounded(x, three[0]), three[0]))
+    mixed = [drawn("Q4_0", 80, n, 1), drawn("Q8_0", 48, n, 2), drawn("Q5_0", 17, n, 3)]  # one launch, though 8 bits are apart
+    for ours, w in zip(apply(backend, ops.qkv, [x, *mixed]), mixed, strict=True):
+        assert_close(ours, ops.matmul.formula(rounded(x, w), w))
     normed = ops.rmsnorm.formula(x, norm / 50, eps=1e-5)
-    for names in (("Q4_0", "Q5_1"), ("Q5_K", "Q4_K"), ("Q4_0", "Q6_K")):  # the last two in two launches
+    for names in (("Q4_0", "Q5_1"), ("Q8_0", "Q4_0"), ("Q5_K", "Q4_K"), ("Q4_0", "Q6_K")):  # the last two in two launches
         gate, up = (drawn(name, 70, n, seed) for seed, name in enumerate(names, 6))
         (ours,) = apply(backend, ops.norm_swiglu, [x, norm / 50, gate, up], eps=1e-5)
         products = (ops.matmul.formula(rounded(normed, w), w) for w in (gate, up))

@@ -9,11 +9,10 @@ import numpy as np
 from ops.errors import OptionError
 
 
-def truth(name: str, value: Any) -> bool:
-    """The value as it is. OptionError: neither True nor False (a text such as "no" would count as True)."""
+def truth(name: str, value: Any) -> None:
+    """OptionError: neither True nor False (a text such as "no" would count as True)."""
     if not isinstance(value, (bool, np.bool_)):
         raise OptionError(f"{name} = {value!r}: it must be True or False")
-    return bool(value)
 
 
 def whole_number(name: str, value: Any, low: int, high: float = float("inf")) -> int:

@@ -48,13 +48,21 @@ def cache_folder() -> Path:
     ~/Library/Caches/tinyllama, on Windows %LOCALAPPDATA%\\tinyllama.
     """
     if own := os.environ.get("TINYLLAMA_CACHE"):
-        return Path(own)
+        return of_variable(own)
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(xdg):  # the XDG specification has relative ones ignored
         return Path(xdg, "tinyllama")
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or _home("AppData", "Local"), "tinyllama")
     return _home("Library", "Caches", "tinyllama") if sys.platform == "darwin" else _home(".cache", "tinyllama")
+
+
+def of_variable(path: str) -> Path:
+    """The path that an environment variable names, with ~ for the home folder; as it is where no such user has one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def announce(line: str) -> None:

@@ -14,7 +14,7 @@ from ops.errors import FetchError, OptionError
 
 from .checks import whole_number
 from .device_memory import Demand, place_last
-from .fetch import cache_folder
+from .fetch import cache_folder, of_variable
 from .offload import HOST, Entry, Place, Placement, is_device, parse_map
 
 ALL = 1 << 30  # layers: more than any model has
@@ -102,7 +102,7 @@ def tuning_file() -> Path | None:
 def _kept(name: str, variable: str) -> Path | None:
     own = os.environ.get(variable)
     if own is not None:
-        return Path(own).expanduser() if own else None
+        return of_variable(own) if own else None
     try:
         return cache_folder() / name
     except FetchError:

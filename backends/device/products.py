@@ -19,8 +19,6 @@ from .runtime import Limits, Memory
 
 Weight = DeviceWeight | PanelWeight
 Rooms = Sequence[Memory]
-
-
 Shape = tuple[int, ...]
 MULTIPLIED = (ops.matmul, ops.matmul_add, ops.norm_matmul, ops.qkv, ops.norm_qkv, ops.norm_swiglu)  # that take a weight so
 

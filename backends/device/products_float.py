@@ -36,14 +36,14 @@ def products(
         return
     for weight, y in zip(weights, ys, strict=True):
         yield from _of_many(limits, x, weight, y)
-        if residual:
+        if residual is not None:
             yield from TABLE["add"](limits, residual, y, y)
 
 
 def gated(
     limits: Limits, x: DeviceArray, gate: DeviceWeight, up: DeviceWeight, y: DeviceArray, second: DeviceArray
 ) -> Iterator[Launch]:
-    """y = silu(x gate^T) * x up^T. `second` is room for an array like y, which only many tokens need."""
+    """y = silu(x gate^T) * x up^T. `second` is room for an array like y, where they are no single launch."""
     if _are_few(limits, x) and gate.format.name == up.format.name:  # then both have the same rows in each part
         for a, b in zip(gate.parts, up.parts, strict=True):
             yield _matvec(limits, x, [(gate, a, y), (up, b, y)], None, SWIGLU)

@@ -16,7 +16,7 @@ from .launch import Launch
 from .panels import ROWS, panel_bytes
 from .runtime import CANDIDATES, Limits, Memory
 
-STRIDE = 12  # ints that a block of 32 columns of one token takes: 8 of columns, a scale, three sums
+STRIDE = 12  # ints that a block of 32 columns of one token takes: 8 of columns, a scale, three that are made of its sum
 WIDE = 16  # and so many more where x is wanted in 16 bits too
 SHARE = 1 << 16  # weights for a work-group, where there are many tokens: they stay in its innermost caches
 MANY = 64  # tokens, from which on a larger tile is worth the places that the last one leaves empty
@@ -35,7 +35,7 @@ class Before:
 def room_bytes(limits: Limits, n_tokens: int, n: int) -> int:
     """Of x rounded: once for each work-group that rounds the row of a single token, or in tiles of many.
 
-    It is enough for any tuning, since another one may be found while a plan keeps this room.
+    It is enough for any tuning, since another one may be found while a plan keeps this room, and for weights of any layout.
     """
     groups, tokens = max(CANDIDATES["groups"]), max(CANDIDATES["tokens"])
     return max(groups * limits.cores, n_tokens + tokens - 1) * 4 * (STRIDE + _wide(limits)) * (n // 32)
@@ -99,7 +99,7 @@ def tile(limits: Limits, n_tokens: int) -> int:
     """Tokens that go through a panel together. Two in a larger tile would take longer than one by one."""
     if n_tokens <= 2:
         return n_tokens
-    leaves_out_empty_places = limits.integers == "avx2"
+    leaves_out_empty_places = limits.integers == "avx2"  # its tile goes through in parts of four tokens
     return TILE if n_tokens < MANY and not leaves_out_empty_places else limits.tuning.tokens
 
 

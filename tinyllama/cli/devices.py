@@ -86,11 +86,13 @@ def measured(device: DeviceBackend) -> list[Answer]:
 def told(device: DeviceBackend) -> str:
     from backends.device import tuning
 
+    from ..printable import printable
+
     file = device.options.tuning_file
     if device.tuned:
         not_kept = ""
         if file is None or tuning.kept(file, device.runtime.limits) != device.tuned:
-            why = f"{file} cannot be written" if file else "there is no file to keep it in"
+            why = f"it is not in {printable(str(file))}, which may not be written" if file else "there is no file to keep it in"
             not_kept = f"; not kept: {why} (TINYLLAMA_TUNING)"
         return f"tuned: {tuning.told(device.runtime.limits, device.tuned)}{not_kept}"
     if file is None:

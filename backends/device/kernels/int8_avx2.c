@@ -27,9 +27,9 @@ typedef char16 loose_rows_chars __attribute__((aligned(1)));
 
 #define TOKENS_AT_ONCE 4
 #if TOKENS > TOKENS_AT_ONCE
-#define ROLLED _Pragma("nounroll")
+#define IN_TURNS _Pragma("nounroll")
 #else
-#define ROLLED UNROLL
+#define IN_TURNS UNROLL
 #endif
 
 typedef rows_int PARTIAL_wide;

@@ -41,6 +41,12 @@
 #define PASSES 1
 #endif
 #define STEP (RUN < 4 ? RUN : 4)
+// Of the two begun sums of a block, -8 times and -128 times the sum of x, or with two sections one for each.
+#if HALVES || OFFSET == 128
+#define BEGIN(begun, section, t) begun[(HALVES ? section : 1) * TOKENS + t]
+#else
+#define BEGIN(begun, section, t) (OFFSET / 8 * begun[t])
+#endif
 
 // Group j of a block's eight, four columns of sixteen rows. It has columns 4*j to 4*j + 3; `w` points to the block's numbers.
 HELPER rows_int JOINED(NAME, _group)(GLOBAL const uchar* w, int pass, int j) {
@@ -61,14 +67,15 @@ HELPER rows_int JOINED(NAME, _group)(GLOBAL const uchar* w, int pass, int j) {
 #endif
 }
 
-// sum[t] += q * x over a section of a block, for FEW tokens.
+// sum[t] += q * x over a section of a block, for FEW tokens. Groups are taken two at a time, for one token after the other, so that
+// four registers of q are enough. After RUN groups the partial sums are full; if after two, they are emptied at once.
 HELPER void JOINED(NAME, _sums)(rows_int* sum, GLOBAL const uchar* w, const rows_int* unpacked, GLOBAL const int* x, int section) {
     int from = 8 / SECTIONS * section, to = from + 8 / SECTIONS;
     UNROLL for (int pass = 0; pass < PASSES; pass++)
-        ROLLED for (int run = from; run < to; run += RUN) {
+        IN_TURNS for (int run = from; run < to; run += RUN) {
             AS_WIDE(PARTIAL) part[FEW];
             UNROLL for (int t = 0; t < FEW; t++) part[t] = AS_WIDE(start)(sum[t]);
-            ROLLED for (int step = run; step < run + RUN; step += STEP)
+            IN_TURNS for (int step = run; step < run + RUN; step += STEP)
                 UNROLL for (int two = step; two < step + STEP; two += 2)
                     UNROLL for (int t = 0; t < FEW; t++) {
                         UNROLL for (int j = two; j < two + 2; j++) {
@@ -112,7 +119,7 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int stride, in
         rows_int unpacked[8 * PASSES];
         if (FEW < TOKENS) UNROLL for (int i = 0; i < 8 * PASSES; i++) unpacked[i] = JOINED(NAME, _group)(w, i / 8, i % 8);
 
-        ROLLED for (int first = 0; first < COMPUTED(tokens); first += FEW) {
+        IN_TURNS for (int first = 0; first < COMPUTED(tokens); first += FEW) {
             GLOBAL const int* columns = x + (PASSES == 2 ? STRIDE : 0) * TOKENS + first;
             GLOBAL const float* d = (GLOBAL const float*)x + 8 * TOKENS + first;
             GLOBAL const float* scaled_sum = d + TOKENS;
@@ -121,7 +128,7 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int stride, in
             UNROLL for (int section = 0; section < SECTIONS; section++) {
                 rows_int sum[FEW];
                 UNROLL for (int t = 0; t < FEW; t++) {
-                    int begin = !OFFSET ? 0 : OFFSET == 16 ? 2 * begun[t] : begun[(section || OFFSET == 128 ? TOKENS : 0) + t];
+                    int begin = OFFSET ? BEGIN(begun, section, t) : 0;
                     sum[t] = (rows_int)ALL(begin);
                 }
                 JOINED(NAME, _sums)(sum, w, unpacked, columns, section);
@@ -154,6 +161,7 @@ FAST static void NAME(GLOBAL const uchar* w, GLOBAL const int* x, int stride, in
 #undef AS_WIDE
 #undef PASSES
 #undef STEP
+#undef BEGIN
 #undef NAME
 #undef BITS
 #undef OFFSET

@@ -12,7 +12,7 @@ typedef floats loose_rows_float __attribute__((aligned(4)));
 
 typedef ints PARTIAL;
 #define RUN 4
-#define ROLLED UNROLL
+#define IN_TURNS UNROLL
 #define TOKENS_AT_ONCE TOKENS
 HELPER ints start(ints sum) { return sum; }
 HELPER ints accumulate(ints part, ints q, int x) {

@@ -7,7 +7,7 @@
 //      tile | block | 8 x { 4 columns of token 0, of token 1, ... } | { d } | { d * sum } | { begun } | { begun } | 16 x { 2 columns ... }
 //
 // sum: of the block's q. With super-blocks it lies there as it is, since d is multiplied later. begun: what sums of products start
-// with for an offset, -8 * sum and -128 * sum; with super-blocks -32 * sum, for the block's first half and for its second.
+// with for an offset, -8 * sum and -128 * sum (twice the first for 16); with super-blocks -32 * sum, for the block's first half and for its second.
 //
 // What is rounded together with NaN or infinity has such a d, so that every result that it has a part in shows it.
 
@@ -58,12 +58,12 @@ FUNCTION void round_row(GLOBAL const float* x, GLOBAL const float* norm, float s
     }
 }
 
-// A whole tile's columns once more, as numbers of 16 bits: behind each block columns 0 and 2 of each four, and 1 and 3.
-FUNCTION void widen_tile(int n, int stride, GLOBAL int* tile) {
+// A tile's columns once more, of its first tokens, as numbers of 16 bits: behind each block columns 0 and 2 of each four, and 1 and 3.
+FUNCTION void widen_tile(int n, int stride, int tokens, GLOBAL int* tile) {
     for (int start = 0; start < n; start += 32, tile += stride * TOKENS) {
         GLOBAL int* wide = tile + STRIDE * TOKENS;
         for (int j = 0; j < 8; j++)
-            for (int t = 0; t < TOKENS; t++) {
+            for (int t = 0; t < tokens; t++) {
                 int four = tile[j * TOKENS + t];
                 wide[2 * j * TOKENS + t] = (four << 24 >> 24 & 0xffff) | four << 8 >> 24 << 16;
                 wide[(2 * j + 1) * TOKENS + t] = (four << 16 >> 24 & 0xffff) | four >> 24 << 16;

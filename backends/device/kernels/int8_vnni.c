@@ -2,7 +2,7 @@
 //
 //      rows_int, rows_float   a number for each of sixteen rows
 //      TOKENS_AT_ONCE         so many tokens have their sums in registers
-//      ROLLED                 before a loop whose turns follow each other, so that these registers are enough
+//      IN_TURNS               before a loop; where registers are few, its turns are not unrolled, since they would share them
 //      PARTIAL                where products of four columns a time are added up: start(), accumulate(part, q, x), finish(sum, part).
 //                             The same with _wide, where WIDE_INTS says so, for a q of eight bits and two columns a time
 //      RUN                    so many times before it could overflow
@@ -25,7 +25,7 @@ typedef char16 loose_rows_chars __attribute__((aligned(1)));
 
 typedef rows_int PARTIAL;
 #define RUN 4
-#define ROLLED UNROLL
+#define IN_TURNS UNROLL
 #define TOKENS_AT_ONCE 8
 HELPER rows_int start(rows_int sum) { return sum; }
 HELPER rows_int accumulate(rows_int part, rows_int q, int x) { return __builtin_ia32_vpdpbusd512(part, q, (rows_int)ALL(x)); }

@@ -46,21 +46,21 @@ FUNCTION void dot_rows(GLOBAL const float* x, GLOBAL const uchar* weight, uint n
 
 // Of a W: `rows` of y's m columns, from first_row on. A weight that is not there has no rows.
 #define WEIGHT(i) GLOBAL const uchar *weight##i, GLOBAL float *y##i, int rows##i, int first_row##i, int m##i
-#define NEXT_WEIGHT(i) weight0 = weight##i, y0 = y##i, rows0 = rows##i, first_row0 = first_row##i, m0 = m##i
+#define TAKE_WEIGHT(i) weight0 = weight##i, y0 = y##i, rows0 = rows##i, first_row0 = first_row##i, m0 = m##i
 
 // A work-group for `share` rows (a multiple of ROWS) of a W and one token; of a gated unit for the same rows of both.
 KERNEL void matvec(GLOBAL const float* x, GLOBAL const float* residual, WEIGHT(0), WEIGHT(1), WEIGHT(2), uint n, int row_bytes,
                    int share) {
     LOCAL float shared[LANES];
-    int group = GROUP(0);
+    int group = GROUP(0);  // weight0 and what belongs to it become those of the W that this group is for
 #if FOLLOWS != SWIGLU
     int groups0 = (rows0 + share - 1) / share, groups1 = (rows1 + share - 1) / share;
     if (group >= groups0 + groups1) {
         group -= groups0 + groups1;
-        NEXT_WEIGHT(2);
+        TAKE_WEIGHT(2);
     } else if (group >= groups0) {
         group -= groups0;
-        NEXT_WEIGHT(1);
+        TAKE_WEIGHT(1);
     }
 #endif
     x += (size_t)GROUP(1) * n;

@@ -82,11 +82,12 @@ FUNCTION void multiply(int layout, GLOBAL const uchar* w, GLOBAL const int* x, i
 KERNEL void round_int8(GLOBAL const float* x, GLOBAL const float* norm, GLOBAL int* room, int n, int T, int width,
                        int stride, int is_normed, float eps) {
     GLOBAL int* tile = room + (size_t)GROUP(0) * stride * TOKENS * (n / 32);
-    for (int t = 0, computed = COMPUTED(min(TOKENS, T - GROUP(0) * TOKENS)); t < computed; t++) {
+    int computed = COMPUTED(min(TOKENS, T - GROUP(0) * TOKENS));
+    for (int t = 0; t < computed; t++) {
         GLOBAL const float* row = x + (size_t)min(GROUP(0) * TOKENS + t, T - 1) * n;  // past the last token the last one again
         round_row(row, norm, is_normed ? scale_of_norm(row, n, eps) : 1, is_normed, n, width, stride, tile + t);
     }
-    if (stride > STRIDE) widen_tile(n, stride, tile);
+    if (stride > STRIDE) widen_tile(n, stride, computed, tile);
 }
 
 // Of a W: n_panels of it lie in one buffer, panel_bytes each; they are `rows` of y's m columns, from first_row on.
@@ -132,7 +133,7 @@ FUNCTION const struct weight* weight_of(const struct product* a, int p, int* pan
 FUNCTION void round_one(const struct product* a) {
     GLOBAL int* own = a->room + (size_t)GROUP(0) * a->stride * (a->n / 32);
     round_row(a->x, a->norm, a->is_normed ? scale_of_norm(a->x, a->n, a->eps) : 1, a->is_normed, a->n, a->width, a->stride, own);
-    if (a->stride > STRIDE) widen_tile(a->n, a->stride, own);
+    if (a->stride > STRIDE) widen_tile(a->n, a->stride, 1, own);
 }
 
 // The panels `from` to `to`, and all of the T tokens.
