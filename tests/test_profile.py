@@ -218,13 +218,14 @@ def test_an_ops_time_is_that_of_its_kernels():
 
 
 def test_an_ops_launches_add_up(monkeypatch):
-    """matmul_add of a weight in float16: a product, then a sum."""
+    """norm_matmul of a weight in float16: the norm, then a product."""
     backend = opencl()
     graph = Graph()
-    x, w = graph.leaf("x", ("T", 32)), graph.leaf("w", (32, 32), "weight")
-    graph.outputs = [ops.matmul_add(x, w, x)]
+    x, norm, w = graph.leaf("x", ("T", 32)), graph.leaf("norm", (32,)), graph.leaf("w", (32, 32), "weight")
+    graph.outputs = [ops.norm_matmul(x, norm, w, eps=1e-5)]
+    ones = Tensor("norm", (32,), ops.FORMATS["F32"], np.ones((1, 32), np.float32).view(np.uint8))
     weight = Tensor("w", (32, 32), ops.FORMATS["F16"], np.zeros((32, 64), np.uint8))
-    plan = backend.compile(graph, {"w": weight}, {"T": 3})
+    plan = backend.compile(graph, {"norm": ones, "w": weight}, {"T": 3})
     seconds: list[float] = []
 
     def observe(event: Event) -> None:
