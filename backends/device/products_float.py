@@ -10,10 +10,10 @@ from itertools import chain
 
 from .array import DeviceArray, DeviceWeight, Part
 from .launch import TABLE, Launch, lanes
+from .products_int8 import EPILOGUES, Epilogue
 from .runtime import Limits, Memory
 
 SHARE = 1 << 16  # weights for a work-group of a CPU: some 10 microseconds of work, and enough groups for all cores
-NOTHING, ADD, SWIGLU = range(3)  # what follows a product, as matvec.c counts it
 
 Set = tuple[DeviceWeight, Part, DeviceArray]
 
@@ -28,11 +28,11 @@ def products(
     """y = x W^T for each weight, or residual + x W^T. For a few tokens those of the same format in one launch, up to three."""
     sets = [(weight, part, y) for weight, y in zip(weights, ys, strict=True) for part in weight.parts]
     if _are_few(limits, x):
-        follows = NOTHING if residual is None else ADD
+        epilogue: Epilogue = "" if residual is None else "add"
         for name in dict.fromkeys(weight.format.name for weight in weights):
             alike = [one for one in sets if one[0].format.name == name]
             for i in range(0, len(alike), 3):
-                yield _matvec(limits, x, alike[i : i + 3], residual, follows)
+                yield _matvec(limits, x, alike[i : i + 3], residual, epilogue)
         return
     for weight, y in zip(weights, ys, strict=True):
         yield from _of_many(limits, x, weight, y)
@@ -46,7 +46,7 @@ def gated(
     """y = silu(x gate^T) * x up^T. `second` is room for an array like y, where they are no single launch."""
     if _are_few(limits, x) and gate.format.name == up.format.name:  # then both have the same rows in each part
         for a, b in zip(gate.parts, up.parts, strict=True):
-            yield _matvec(limits, x, [(gate, a, y), (up, b, y)], None, SWIGLU)
+            yield _matvec(limits, x, [(gate, a, y), (up, b, y)], None, "swiglu")
     else:
         yield from products(limits, x, [gate, up], [y, second])
         yield from TABLE["swiglu"](limits, y, second, y)
@@ -64,7 +64,7 @@ def _of_many(limits: Limits, x: DeviceArray, weight: DeviceWeight, y: DeviceArra
         yield _panel(x, weight, part, y) if limits.kind == "cpu" else _tile(limits, x, weight, part, y)
 
 
-def _matvec(limits: Limits, x: DeviceArray, sets: Sequence[Set], residual: DeviceArray | None, follows: int) -> Launch:
+def _matvec(limits: Limits, x: DeviceArray, sets: Sequence[Set], residual: DeviceArray | None, epilogue: Epilogue) -> Launch:
     n_tokens, n = x.shape
     weight = sets[0][0]
     n_lanes = lanes(limits, 32)
@@ -76,14 +76,14 @@ def _matvec(limits: Limits, x: DeviceArray, sets: Sequence[Set], residual: Devic
         share = rows
     told = [_told(*one) for one in sets]
     told += [(*told[0][:2], 0, 0, 0)] * (3 - len(told))  # a weight without rows
-    n_groups = sum(-(-part.n_rows // share) for _, part, _ in (sets[:1] if follows == SWIGLU else sets))
+    n_groups = sum(-(-part.n_rows // share) for _, part, _ in (sets[:1] if epilogue == "swiglu" else sets))
     return Launch(
         source="matvec.c",
         kernel="matvec",
         args=(x.memory, (residual or x).memory, *chain.from_iterable(told), n, row_bytes(weight), share),
         groups=(n_groups, n_tokens),
         group_size=n_lanes,
-        defines={**format_of(weight), "LANES": n_lanes, "ROWS": rows, "STEP": step, "FOLLOWS": follows},
+        defines={**format_of(weight), "LANES": n_lanes, "ROWS": rows, "STEP": step, "EPILOGUE": EPILOGUES[epilogue]},
         local_bytes=4 * n_lanes,
     )
 

@@ -21,7 +21,8 @@ WIDE = 16  # and so many more where x is wanted in 16 bits too
 SHARE = 1 << 16  # weights for a work-group, where there are many tokens: they stay in its innermost caches
 MANY = 64  # tokens, from which on a larger tile is worth the places that the last one leaves empty
 TILE = 4  # tokens of a tile where there are fewer
-EPILOGUES = {"": 0, "add": 1, "swiglu": 2}
+Epilogue = Literal["", "add", "swiglu"]
+EPILOGUES: dict[Epilogue, int] = {"": 0, "add": 1, "swiglu": 2}  # what follows a product, as kernels count it
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def products(
     *,
     before: Before | None = None,
     residual: DeviceArray | None = None,
-    epilogue: Literal["", "add", "swiglu"] = "",
+    epilogue: Epilogue = "",
 ) -> Iterator[Launch]:
     """y = x W^T for each weight; with "add" residual + x W^T, with "swiglu" silu(x W0^T) * x W1^T in ys[0].
 

@@ -16,10 +16,9 @@
 #include "blocks.c"
 #include "exponential.c"
 
-// What FOLLOWS, known when it is compiled: y = x W^T, y = residual + x W^T, y = silu(x W0^T) * x W1^T
-#define NOTHING 0
-#define ADD 1
-#define SWIGLU 2
+// EPILOGUE, known when it is compiled: 0 is y = x W^T, and
+#define ADD 1     // y = residual + x W^T
+#define SWIGLU 2  // y = silu(x W0^T) * x W1^T
 
 // This lane's part of the products of x with ROWS rows from `first` on. Past the last of `rows` rows it is the last one again.
 FUNCTION void dot_rows(GLOBAL const float* x, GLOBAL const uchar* weight, uint n, int row_bytes, int rows, int first, float* sum) {
@@ -53,7 +52,7 @@ KERNEL void matvec(GLOBAL const float* x, GLOBAL const float* residual, WEIGHT(0
                    int share) {
     LOCAL float shared[LANES];
     int group = GROUP(0);  // weight0 and what belongs to it become those of the W that this group is for
-#if FOLLOWS != SWIGLU
+#if EPILOGUE != SWIGLU
     int groups0 = (rows0 + share - 1) / share, groups1 = (rows1 + share - 1) / share;
     if (group >= groups0 + groups1) {
         group -= groups0 + groups1;
@@ -69,17 +68,17 @@ KERNEL void matvec(GLOBAL const float* x, GLOBAL const float* residual, WEIGHT(0
     for (int first = group * share, end = min(rows0, first + share); first < end; first += ROWS) {
         float sum[ROWS];
         dot_rows(x, weight0, n, row_bytes, rows0, first, sum);
-#if FOLLOWS == SWIGLU
+#if EPILOGUE == SWIGLU
         float up[ROWS];
         dot_rows(x, weight1, n, row_bytes, rows0, first, up);
 #endif
         UNROLL for (int r = 0; r < ROWS; r++) {
             float y = sum_over_lanes(sum[r], shared);
-#if FOLLOWS == SWIGLU
+#if EPILOGUE == SWIGLU
             y = y / (1 + exponential(-y)) * sum_over_lanes(up[r], shared);
 #endif
             size_t i = at + first + r;
-            if (LANE == 0 && first + r < end) y0[i] = FOLLOWS == ADD ? residual[i] + y : y;
+            if (LANE == 0 && first + r < end) y0[i] = EPILOGUE == ADD ? residual[i] + y : y;
         }
     }
 }
